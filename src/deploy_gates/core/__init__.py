@@ -1,0 +1,1 @@
+"""Decisions: values in, values out. Nothing here knows that files, sockets, or databases exist."""

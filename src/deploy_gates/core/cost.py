@@ -1,0 +1,66 @@
+"""Tokens and what they cost, in nano-dollars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+
+NANO = 1_000_000_000
+"""Nano-dollars in a dollar."""
+PER_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a call used. Cached tokens are part of the input, reasoning tokens part of the output."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cached_input_tokens=self.cached_input_tokens + other.cached_input_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """Dollars per million tokens, and where the figures are from."""
+
+    input_usd: Decimal
+    output_usd: Decimal
+    cached_input_usd: Decimal | None = None
+    """`None`: cached input costs what input costs."""
+    source: str = ""
+
+    def cost_nanousd(self, usage: Usage) -> int:
+        """What `usage` costs, in nano-dollars, rounded up once."""
+        cached_usd = self.input_usd if self.cached_input_usd is None else self.cached_input_usd
+        fresh = usage.input_tokens - usage.cached_input_tokens
+        usd = (
+            self.input_usd * fresh
+            + cached_usd * usage.cached_input_tokens
+            + self.output_usd * usage.output_tokens
+        ) / PER_MILLION
+        return int((usd * NANO).to_integral_value(rounding=ROUND_CEILING))
+
+
+def nanousd(usd: Decimal | str | int) -> int:
+    """Dollars as nano-dollars, rounded up."""
+    return int((Decimal(usd) * NANO).to_integral_value(rounding=ROUND_CEILING))
+
+
+def dollars(amount_nanousd: int) -> str:
+    """Nano-dollars as people read them: cents from one dollar on, below it two digits that count."""
+    usd = Decimal(amount_nanousd) / NANO
+    if usd == 0:
+        return "$0"
+    if abs(usd) >= 1:
+        return f"${usd:,.2f}"
+    places = max(2, -usd.adjusted() + 1)
+    return f"${usd:.{places}f}"
