@@ -92,7 +92,9 @@ def a_context(policy: Policy | None = None, **fields: object) -> Context:
     return Context(**(made | fields))  # type: ignore[arg-type]  # a builder for tests takes any field
 
 
-def an_answer(content: Json | str, *, input_tokens: int = 100, output_tokens: int = 20, **fields: object) -> Answer:
+def an_answer(
+    content: Json | str, *, input_tokens: int = 100, output_tokens: int = 20, **fields: object
+) -> Answer:
     """An answer; anything but a string becomes its JSON."""
     made: dict[str, object] = {
         "text": content if isinstance(content, str) else json.dumps(content),

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import rfc8785
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
 
 SAFE_INTEGER = 2**53 - 1
@@ -15,7 +15,7 @@ SAFE_INTEGER = 2**53 - 1
 
 
 def canonical(value: Json) -> bytes:
-    """The canonical JSON of `value` as RFC 8785 spells it. `ValueError` for NaN and for integers above 2**53."""
+    """The canonical JSON of `value` by RFC 8785. `ValueError` for NaN and for integers above 2**53."""
     return rfc8785.dumps(value)
 
 

@@ -1,11 +1,11 @@
 """Every error this package raises, and the one value for what is wrong in a user's file.
 
-    DeployGatesError
-    ├── SettingsError        the settings or the command line cannot be used        exit status 4
-    ├── WorkspaceError       the repository or its files cannot be read or written  exit status 4
-    ├── PromptError          a template cannot be rendered with these inputs
-    ├── Unanswered           a model was asked, or would have to be, and did not answer
-    └── EnvelopeError        evidence that cannot be signed, read, or trusted       exit status 1
+DeployGatesError
+├── SettingsError        the settings or the command line cannot be used        exit status 4
+├── WorkspaceError       the repository or its files cannot be read or written  exit status 4
+├── PromptError          a template cannot be rendered with these inputs
+├── Unanswered           a model was asked, or would have to be, and did not answer
+└── EnvelopeError        evidence that cannot be signed, read, or trusted       exit status 1
 """
 
 from __future__ import annotations

@@ -119,7 +119,11 @@ class Check:
         return self.id.partition("::")[2]
 
     def outcome(
-        self, found: Found, *reasons: str, figures: Mapping[str, Json] | None = None, usage: Usage | None = None
+        self,
+        found: Found,
+        *reasons: str,
+        figures: Mapping[str, Json] | None = None,
+        usage: Usage | None = None,
     ) -> Outcome:
         """An outcome of this check; who ran it adds time, money, and where the answers came from."""
         return Outcome(

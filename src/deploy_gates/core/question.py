@@ -1,4 +1,4 @@
-"""What is asked of a model, and what came back. Asking is a value: who asks, and when, is decided elsewhere."""
+"""What is asked of a model, and what came back. Asking is a value; who asks is decided elsewhere."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Gates, canaries, and rollback for changes to AI model configs."""
