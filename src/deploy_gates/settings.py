@@ -1,0 +1,183 @@
+"""`[tool.deploy_gates]` in pyproject.toml, parsed once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from deploy_gates import documents
+from deploy_gates.core.canonical import Json, JsonObject, digest
+from deploy_gates.core.cost import Price
+from deploy_gates.core.errors import SettingsError
+from deploy_gates.core.gate import GateName
+from deploy_gates.core.policy import CostPolicy, DeclaredModel, GoldenPolicy, Policy
+from deploy_gates.documents import Document
+
+FILE = "pyproject.toml"
+POLICY_KEYS = ("optional", "type", "unit", "integration", "golden", "cost", "models")
+"""What decides a verdict; the rest only says where things lie."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a team has settled for its repository."""
+
+    policy: Policy = Policy()
+    configs: tuple[str, ...] = ("golden/*/config.yaml",)
+    default_branch: str = ""
+    gate_all: bool = False
+    environment: str = "development"
+    testpaths: tuple[str, ...] = ()
+    budget_usd: Decimal = Decimal("2.00")
+    in_flight: int = 64
+    mapped: Mapping[GateName, tuple[str, ...]] | None = None
+    """Which test files belong to a gate without a mark."""
+    key_file: str = ""
+    key_env: str = ""
+    public_keys: tuple[str, ...] = ()
+
+
+def load(root: Path) -> Settings:
+    """The settings of the repository at `root`; defaults where there are none. `SettingsError` otherwise."""
+    path = root / FILE
+    if not path.exists():
+        return parse("")
+    text, problem = documents.read(path, FILE, documents.CONFIG_MAX_BYTES)
+    if problem is not None:
+        raise SettingsError(str(problem))
+    return parse(text)
+
+
+def parse(text: str) -> Settings:
+    """The settings in the text of a pyproject.toml, with every problem named at once."""
+    try:
+        toml = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{FILE} is not TOML: {error}") from error
+    raw = toml.get("tool", {}).get("deploy_gates", {})
+    document = Document(file=FILE, value=raw, lines=_lines(text))
+    problems = documents.validate(document, "settings", prefix="tool.deploy_gates.")
+    if problems:
+        raise SettingsError("\n".join(str(each) for each in problems))
+    return _settings(raw)
+
+
+def _lines(text: str) -> dict[str, int]:
+    """On which line each key of [tool.deploy_gates] stands; tomllib does not say."""
+    lines: dict[str, int] = {}
+    table: str | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+            name = re.sub(r"[\"']|\s", "", header[1])
+            inside = name == "tool.deploy_gates" or name.startswith("tool.deploy_gates.")
+            table = name.removeprefix("tool.deploy_gates").removeprefix(".") if inside else None
+            if table is not None:
+                lines.setdefault(table, number)
+        elif table is not None and (key := re.match(r"\s*([\w.\"'-]+)\s*=", line)):
+            name = re.sub(r"[\"']", "", key[1])
+            lines.setdefault(f"{table}.{name}" if table else name, number)
+    return lines
+
+
+def _settings(raw: Mapping[str, Json]) -> Settings:
+    evidence = _table(raw, "evidence")
+    default = Settings()
+    return Settings(
+        policy=_policy(raw),
+        configs=_strings(raw, "configs") or default.configs,
+        default_branch=str(raw.get("default_branch", "")),
+        gate_all=bool(raw.get("gate_all", False)),
+        environment=str(raw.get("environment", default.environment)),
+        testpaths=_strings(raw, "testpaths"),
+        budget_usd=Decimal(str(raw.get("budget_usd", default.budget_usd))),
+        in_flight=_int(raw, "in_flight") or default.in_flight,
+        mapped={
+            gate: _strings(_table(raw, gate.value), "paths")
+            for gate in (GateName.UNIT, GateName.INTEGRATION)
+            if gate.value in raw
+        },
+        key_file=str(evidence.get("key_file", "")),
+        key_env=str(evidence.get("key_env", "")),
+        public_keys=_strings(evidence, "public_keys"),
+    )
+
+
+def _policy(raw: Mapping[str, Json]) -> Policy:
+    golden, cost, typed = _table(raw, "golden"), _table(raw, "cost"), _table(raw, "type")
+    models = _table(raw, "models")
+    default = Policy()
+    return Policy(
+        golden=GoldenPolicy(
+            margin_pt=_float(golden, "margin_pt", default.golden.margin_pt),
+            confidence=_float(golden, "confidence", default.golden.confidence),
+            min_cases=_int(golden, "min_cases") or default.golden.min_cases,
+            min_pass_rate=_float(golden, "min_pass_rate", default.golden.min_pass_rate),
+        ),
+        cost=CostPolicy(max_increase_pct=_float(cost, "max_increase_pct", default.cost.max_increase_pct)),
+        optional=frozenset(GateName(each) for each in _strings(raw, "optional")),
+        type_command=str(typed.get("command", "")),
+        type_command_timeout_s=_float(typed, "timeout_s", default.type_command_timeout_s),
+        models={name: _model(_table(models, name)) for name in models},
+        digest=digest({key: _jsonable(raw[key]) for key in POLICY_KEYS if key in raw}),
+    )
+
+
+def _model(raw: Mapping[str, Json]) -> DeclaredModel:
+    price = None
+    if "input_usd_per_mtok" in raw:
+        cached = raw.get("cached_input_usd_per_mtok")
+        price = Price(
+            input_usd=Decimal(str(raw["input_usd_per_mtok"])),
+            output_usd=Decimal(str(raw["output_usd_per_mtok"])),
+            cached_input_usd=None if cached is None else Decimal(str(cached)),
+            source="declared in pyproject.toml",
+        )
+    return DeclaredModel(
+        price=price,
+        context_window=_int(raw, "context_window"),
+        max_output_tokens=_int(raw, "max_output_tokens"),
+        encoding=str(raw.get("encoding", "")),
+        features=frozenset(_strings(raw, "features")) if "features" in raw else None,
+        served_as=_strings(raw, "served_as"),
+    )
+
+
+# The schema has checked every type below.
+
+
+def _table(raw: Mapping[str, Json], key: str) -> JsonObject:
+    value = raw.get(key, {})
+    assert isinstance(value, dict), value
+    return value
+
+
+def _strings(raw: Mapping[str, Json], key: str) -> tuple[str, ...]:
+    value = raw.get(key, [])
+    assert isinstance(value, list), value
+    return tuple(str(each) for each in value)
+
+
+def _int(raw: Mapping[str, Json], key: str) -> int | None:
+    value = raw.get(key)
+    assert value is None or isinstance(value, int), value
+    return value
+
+
+def _float(raw: Mapping[str, Json], key: str, default: float) -> float:
+    value = raw.get(key, default)
+    assert isinstance(value, int | float), value
+    return float(value)
+
+
+def _jsonable(value: object) -> Json:
+    """TOML as JSON: the schema has left no dates and no times in it."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(each) for each in value]
+    assert value is None or isinstance(value, bool | int | float | str), value
+    return value
