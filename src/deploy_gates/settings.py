@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,7 +26,7 @@ POLICY_KEYS = ("optional", "type", "unit", "integration", "golden", "cost", "mod
 class Settings:
     """What a team has settled for its repository."""
 
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     configs: tuple[str, ...] = ("golden/*/config.yaml",)
     default_branch: str = ""
     gate_all: bool = False
