@@ -149,6 +149,13 @@ _PLAIN: dict[str, Json] = {
 }
 
 
+_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("map", "seq", "str", "null", "bool", "int", "float", "merge", "timestamp", "value")
+}
+"""What plain YAML resolves to; every other tag would make an object of something."""
+
+
 class _Building:
     """Makes plain values of YAML nodes, by the core schema of YAML 1.2, and notes where each key stands."""
 
@@ -165,6 +172,8 @@ class _Building:
         if len(path) > DEPTH_MAX:
             raise _TooMuch(f"is nested more than {DEPTH_MAX} deep, or an alias contains itself")
         self.lines.setdefault(join(path), node.start_mark.line + 1)
+        if node.tag is not None and str(node.tag) not in _TAGS:
+            self._problem(node, path, f"has the tag {node.tag}", "write a plain value")
         if node.id == "sequence":
             return [self.value(each, (*path, at)) for at, each in enumerate(node.value)]
         if node.id == "mapping":
@@ -202,9 +211,6 @@ class _Building:
 
     def _scalar(self, node: Any, path: tuple[str | int, ...]) -> Json:
         text = str(node.value)
-        if node.tag and not str(node.tag).startswith("tag:yaml.org,2002:"):
-            self._problem(node, path, f"has the tag {node.tag}", "write a plain value")
-            return text
         if node.style is not None:
             return text
         if text in _PLAIN:
@@ -391,7 +397,7 @@ def _words(error: ValidationError) -> Iterator[tuple[str, str, str]]:
         yield key, f"is {_short(value)}, and must be {less} {limit}", ""
     elif rule in ("minItems", "minLength") and limit == 1:
         yield key, "is empty", ""
-    elif error.schema is False:
+    elif rule == "not":
         yield key, "does not belong here", "it is made from `model`, `messages`, `output` and `tools`"
     else:
         yield key, _clip(error.message), ""

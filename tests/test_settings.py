@@ -1,0 +1,83 @@
+"""[tool.deploy_gates] is parsed once; what is wrong in it is said with its line."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from deploy_gates import settings
+from deploy_gates.core.errors import SettingsError
+from deploy_gates.core.gate import GateName
+
+
+def test_without_a_table_the_defaults_hold() -> None:
+    settled = settings.parse("[project]\nname = 'x'\n")
+
+    assert settled.configs == ("golden/*/config.yaml",)
+    assert settled.policy.golden.margin_pt == 2.0
+    assert settled.budget_usd == Decimal("2.00")
+
+
+def test_everything_that_can_be_settled_arrives() -> None:
+    settled = settings.parse(
+        """
+        [tool.deploy_gates]
+        optional = ["integration"]
+        budget_usd = "0.50"
+        [tool.deploy_gates.golden]
+        margin_pt = 4
+        [tool.deploy_gates.unit]
+        paths = ["tests/unit/*.py"]
+        [tool.deploy_gates.models."our-7b"]
+        input_usd_per_mtok = "0.10"
+        output_usd_per_mtok = 0.2
+        context_window = 8192
+        """
+    )
+
+    assert settled.policy.optional == {GateName.INTEGRATION}
+    assert settled.policy.golden.margin_pt == 4.0
+    assert settled.mapped == {GateName.UNIT: ("tests/unit/*.py",)}
+    model = settled.policy.models["our-7b"]
+    assert model.price is not None
+    assert (model.price.input_usd, model.price.output_usd) == (Decimal("0.10"), Decimal("0.2"))
+    assert model.context_window == 8192
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "[tool.deploy_gates]\nconfgs = []",
+            "pyproject.toml:2: `tool.deploy_gates.confgs` is not known here; did you",
+        ),
+        (
+            "[tool.deploy_gates.golden]\nmargin_pt = 0",
+            "pyproject.toml:2: `tool.deploy_gates.golden.margin_pt` is 0",
+        ),
+        (
+            "[tool.deploy_gates]\ngolden.confidence = 2",
+            "pyproject.toml:2: `tool.deploy_gates.golden.confidence`",
+        ),
+        ("[tool.deploy_gates]\noptional = ['typo']", "must be one of"),
+        ('[tool.deploy_gates.models."x"]\ninput_usd_per_mtok = 1', "`output_usd_per_mtok` is a dependency"),
+        ("[tool.deploy_gates\n", "pyproject.toml is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(text: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.parse(text)
+
+    assert sentence in str(caught.value)
+
+
+def test_the_policy_digest_changes_with_the_policy_and_with_nothing_else() -> None:
+    base = settings.parse("[tool.deploy_gates.golden]\nmargin_pt = 2.5\n").policy.digest
+    elsewhere = settings.parse(
+        "[tool.deploy_gates]\nin_flight = 8\ngolden = {margin_pt = 2.5}\n"
+    ).policy.digest
+    looser = settings.parse("[tool.deploy_gates.golden]\nmargin_pt = 9\n").policy.digest
+
+    assert base == elsewhere
+    assert base != looser
