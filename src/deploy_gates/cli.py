@@ -1,0 +1,262 @@
+"""The command `deploy-gates`: one function a subcommand. Data goes to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy_gates import __version__
+from deploy_gates.core.canonical import Json, short
+from deploy_gates.core.errors import DeployGatesError, EnvelopeError
+
+if TYPE_CHECKING:
+    from deploy_gates.core.config import Case, Snapshot
+    from deploy_gates.workspace import Changes
+
+DONE, REFUSED, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 refused, 2 usage."""
+    asked = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = asked.run
+    try:
+        return run(asked)
+    except EnvelopeError as error:
+        return _refuse(error, asked.json, REFUSED)
+    except DeployGatesError as error:
+        return _refuse(error, asked.json, USAGE)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _refuse(error: DeployGatesError, as_json: bool, status: int) -> int:
+    if as_json:
+        _print_json({"error": error.message, "hint": error.hint})
+    else:
+        print(f"deploy-gates: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deploy-gates",
+        description="Gates, canaries, and rollback for changes to AI model configs.",
+        epilog="The gates themselves run under pytest: pytest --deploy-gates",
+    )
+    parser.add_argument("--version", action="version", version=f"deploy-gates {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    init = _command(commands, "init", _init, "add a config, golden cases, settings, and a CI workflow")
+    init.add_argument("folder", nargs="?", default=".", help="the repository (default: this folder)")
+
+    diff = _command(commands, "diff", _diff, "tell what changed in each config", "deploy-gates diff main")
+    diff.add_argument(
+        "base", nargs="?", default="", help="compare with this commit (default: where HEAD left main)"
+    )
+    diff.add_argument(
+        "--config", action="append", default=[], metavar="NAME", help="only this config; repeatable"
+    )
+    diff.add_argument("--full", action="store_true", help="show changed texts line by line")
+
+    schema = _command(commands, "schema", _schema, "print a JSON Schema for editors")
+    schema.add_argument("name", choices=["config", "case", "settings"])
+
+    evidence = commands.add_parser("evidence", help="verify evidence, or make a key to sign it with")
+    actions = evidence.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    verify = _command(
+        actions,
+        "verify",
+        _verify,
+        "check an evidence file: its form, its signature, and what it says",
+        "deploy-gates evidence verify .deploy-gates/evidence/ticket-triage-8a41d07.json --key gates.pub.pem",
+    )
+    verify.add_argument("file", help="an evidence file")
+    verify.add_argument(
+        "--key", action="append", default=[], metavar="PEM", help="a public key that is trusted; repeatable"
+    )
+    keygen = _command(
+        actions, "keygen", _keygen, "make an Ed25519 key pair", "deploy-gates evidence keygen gates"
+    )
+    keygen.add_argument("name", help="NAME.pem is the private key, NAME.pub.pem the public one")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    example: str = "",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example: {example or f'deploy-gates {name}'}",
+    )
+    parser.add_argument("--json", action="store_true", help="print data for machines")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _print_json(value: Json) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+# --- init ---------------------------------------------------------------------------------------
+
+
+def _init(asked: argparse.Namespace) -> int:
+    from deploy_gates import scaffold
+
+    made = scaffold.scaffold(Path(asked.folder))
+    if asked.json:
+        _print_json([{"action": each.action, "file": each.file, "about": each.about} for each in made])
+        return DONE
+    print()
+    for each in made:
+        print(f"  {each.action:<8} {each.file:<36} {each.about}".rstrip())
+    print("\nnext: `pip install pytest-deploy-gates`, then `pytest --deploy-gates`")
+    return DONE
+
+
+# --- diff ---------------------------------------------------------------------------------------
+
+
+def _diff(asked: argparse.Namespace) -> int:
+    from deploy_gates import settings, workspace
+
+    root = workspace.find_root(Path.cwd())
+    found = workspace.changes(root, settings.load(root), base=asked.base, names=asked.config)
+    if asked.json:
+        _print_json(_diff_json(found))
+        return DONE
+    for line in _diff_lines(found, is_full=asked.full):
+        print(line)
+    return DONE
+
+
+def _diff_json(found: Changes) -> Json:
+    return {
+        "base": found.base,
+        "changed": [
+            {
+                "config": change.name,
+                "baseline": _digest(change.baseline),
+                "candidate": _digest(change.candidate),
+                "renamed_from": change.renamed_from,
+                "fields": [
+                    {"key": each.key, "baseline": each.baseline, "candidate": each.candidate}
+                    for each in change.fields
+                ],
+                "problems": [str(each) for each in change.candidate.problems],
+            }
+            for change in found.changed
+        ],
+        "unchanged": list(found.unchanged),
+        "deleted": list(found.deleted),
+    }
+
+
+def _digest(snapshot: Snapshot | None) -> str:
+    return snapshot.config.digest if snapshot and snapshot.config else ""
+
+
+def _diff_lines(found: Changes, *, is_full: bool) -> list[str]:
+    from deploy_gates import difference
+
+    lines: list[str] = []
+    for change in found.changed:
+        was, now = short(_digest(change.baseline)), short(_digest(change.candidate))
+        moved = f"{was or 'new'} → {now or 'cannot be read'}"
+        renamed = f" (was {change.renamed_from})" if change.renamed_from else ""
+        lines += ["", f"{change.name}{renamed}  {moved}", ""]
+        lines += [f"  {problem}" for problem in change.candidate.problems]
+        width = max((len(each.key) for each in change.fields), default=0)
+        for each in change.fields:
+            arrow = f"{each.baseline} → {each.candidate}" if each.baseline else each.candidate
+            lines.append(f"  {each.key:<{width}}   {arrow}")
+        if change.baseline and change.baseline.config and not change.fields and was == now:
+            lines.append("  says the same; other bytes of its files differ")
+        lines += _cases_lines(change.baseline.cases if change.baseline else (), change.candidate.cases)
+        if is_full and change.baseline:
+            for file, text in sorted(change.candidate.texts.items()):
+                before = change.baseline.texts.get(file, "")
+                if before != text:
+                    lines += ["", f"  {file}"] + [f"    {line}" for line in difference.lines(before, text)]
+    if found.unchanged:
+        lines += ["", f"unchanged since {found.base}: {', '.join(found.unchanged)}"]
+    if found.deleted:
+        lines += ["", f"deleted since {found.base}: {', '.join(found.deleted)}"]
+    return lines or [f"no config here, and none at {found.base}"]
+
+
+def _cases_lines(baseline: Sequence[Case], candidate: Sequence[Case]) -> list[str]:
+    before = {case.id: replace(case, line=0) for case in baseline}
+    after = {case.id: replace(case, line=0) for case in candidate}
+    added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
+    edited = sum(before[key] != case for key, case in after.items() if key in before)
+    if not (added or removed or edited):
+        return []
+    return [f"  cases.jsonl   +{added} −{removed} cases, {edited} edited"]
+
+
+# --- schema -------------------------------------------------------------------------------------
+
+
+def _schema(asked: argparse.Namespace) -> int:
+    from deploy_gates import documents
+
+    _print_json(documents.schema(asked.name))
+    return DONE
+
+
+# --- evidence -----------------------------------------------------------------------------------
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    from deploy_gates import envelope, settings, workspace
+
+    root = workspace.find_root(Path.cwd())
+    names = asked.key or [str(root / each) for each in settings.load(root).public_keys]
+    verified = envelope.verify(
+        Path(asked.file), envelope.public_keys(root, names), require_signature=bool(names)
+    )
+    evidence = verified.evidence
+    if asked.json:
+        _print_json({"signed_by": verified.signed_by, "statement": evidence.to_statement()})
+        return DONE
+    signed = f"signed by {verified.signed_by}" if verified.signed_by else "not signed"
+    print(f"{evidence.config}  {short(evidence.digest)}  {evidence.verdict}  ({signed})")
+    for result in evidence.gates:
+        print(f"  {result.gate:<12} {result.verdict:<13} {result.measured[0] if result.measured else ''}")
+    return DONE
+
+
+def _keygen(asked: argparse.Namespace) -> int:
+    from deploy_gates import envelope
+
+    private, public = Path(f"{asked.name}.pem"), Path(f"{asked.name}.pub.pem")
+    for path in (private, public):
+        if path.exists():
+            raise DeployGatesError(f"{path} exists already, and is not overwritten")
+    pair = envelope.generate()
+    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(pair.private_pem)
+    public.write_text(pair.public_pem)
+    if asked.json:
+        _print_json({"private": str(private), "public": str(public)})
+    else:
+        print(f"{private}   the private key: keep it out of git, give it to CI as a secret")
+        print(f"{public}   the public key: commit it, and name it under `evidence.public_keys`")
+    return DONE

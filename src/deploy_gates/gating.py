@@ -1,0 +1,448 @@
+"""One run of the gates under pytest: a change becomes items, outcomes become a verdict.
+
+The controller (or the only process) finds out what changed, collects outcomes from the test reports, and
+alone judges, prints, and seals. Workers of pytest-xdist run checks and report what they found.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.terminal import TerminalReporter
+
+from deploy_gates import answers, clock, conclusion, documents, settings, workspace
+from deploy_gates.core.canonical import JsonObject
+from deploy_gates.core.config import ConfigChange
+from deploy_gates.core.errors import DeployGatesError, Unanswered
+from deploy_gates.core.gate import Check, Found, GateName, Outcome
+from deploy_gates.core.question import Answer
+from deploy_gates.gates import GATES
+
+PROPERTY = "deploy_gates"
+"""Under this name outcomes travel in test reports."""
+TEAM_GATES = (GateName.UNIT, GateName.INTEGRATION)
+
+
+class Gating:
+    """The plugin that is registered when pytest runs with `--deploy-gates`."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+        try:
+            self._start()
+        except DeployGatesError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    def _start(self) -> None:
+        config = self.config
+        self.root = workspace.find_root(config.rootpath)
+        self.settings = settings.load(self.root)
+        self.started = self._now()
+        self.chosen = _chosen_gates(config.getoption("gate"))
+        self.changes = workspace.changes(
+            self.root,
+            self.settings,
+            base=config.getoption("gate_base") or "",
+            names=config.getoption("gate_config"),
+            gate_all=config.getoption("gate_all"),
+        )
+        self.answers = answers.Answers(
+            root=self.root,
+            settings=self.settings,
+            changes=self.changes,
+            record=config.getoption("gate_record"),
+            budget_usd=_budget(config.getoption("gate_budget"), self.settings),
+            started=self.started,
+            is_worker=self.worker is not None,
+        )
+        conclusion.check_reports(config.getoption("gate_report"))
+        self.checks: dict[str, Check] = {}
+        self.by_file: dict[str, list[Check]] = {}
+        for change in self.answers.changes:
+            for check in self._checks(change):
+                self.checks[check.id] = check
+                self.by_file.setdefault(check.file, []).append(check)
+        self.outcomes: dict[tuple[str, str], Outcome] = {}
+        self.lost: set[str] = set()
+        self.lines: list[str] = []
+        if self.worker is None:
+            self._add_arguments()
+
+    def _now(self) -> datetime:
+        if self.worker is not None:
+            return datetime.fromisoformat(self.worker["deploy_gates_started"])
+        return clock.now()
+
+    def _checks(self, change: ConfigChange) -> Iterator[Check]:
+        for name in self.chosen:
+            yield from GATES[name].checks(change, self.answers.context)
+
+    def _add_arguments(self) -> None:
+        """Have pytest visit the gated files, also where it would not look by itself."""
+        config = self.config
+        if config.args_source is config.ArgsSource.ARGS:
+            return
+        arguments = list(config.args)
+        if not set(TEAM_GATES) & set(self.chosen):
+            arguments = []
+        elif self.settings.testpaths:
+            arguments = [str(self.root / path) for path in self.settings.testpaths]
+        folders = [Path(each).resolve() for each in arguments]
+        for file in self.by_file:
+            path = (self.root / file).absolute()
+            if not any(folder in path.parents for folder in folders):
+                arguments.append(str(path))
+        config.args[:] = arguments
+
+    # --- Collection -----------------------------------------------------------------------------
+
+    def pytest_report_header(self) -> list[str]:
+        return self.answers.header(self.chosen)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self, session: pytest.Session) -> bool | None:
+        """Where nothing is to be gated, nothing is collected either."""
+        if self.changes.changed:
+            return None
+        session.items = []
+        return True
+
+    def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        try:
+            file = file_path.absolute().relative_to(self.root).as_posix()
+        except ValueError:
+            return None
+        if file not in self.by_file:
+            return None
+        return GateFile.from_parent(parent, path=file_path, checks=self.by_file[file], gating=self)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "change" not in metafunc.fixturenames:
+            return
+        wanted = _mark_config(metafunc.definition)
+        changes = [each for each in self.answers.changes if wanted in ("", each.name)]
+        metafunc.parametrize("change", changes, ids=[each.name for each in changes], indirect=True)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        kept, others = [], []
+        for item in items:
+            belongs = isinstance(item, GateItem) or self._team_gate(item) in self.chosen
+            if belongs and not isinstance(item, GateItem):
+                belongs = bool(self._team_configs(item))
+            (kept if belongs else others).append(item)
+        if others:
+            self.config.hook.pytest_deselected(items=others)
+            items[:] = kept
+
+    def _team_gate(self, item: pytest.Item) -> GateName | None:
+        """The gate a test of the team belongs to, by its mark or by where it lies."""
+        mark = item.get_closest_marker("gate")
+        if mark is None:
+            for gate, patterns in (self.settings.mapped or {}).items():
+                file = _relative(item.path, self.root)
+                if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns):
+                    return gate
+            return None
+        name = mark.args[0] if mark.args else mark.kwargs.get("name")
+        if name not in [each.value for each in TEAM_GATES]:
+            raise pytest.UsageError(
+                f"{item.nodeid}: a test belongs to the gate `unit` or `integration`, not to {name!r}"
+            )
+        return GateName(name)
+
+    def _team_configs(self, item: pytest.Item) -> tuple[str, ...]:
+        """The changed configs for which a test of the team counts."""
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and isinstance(given := callspec.params.get("change"), ConfigChange):
+            return (given.name,)
+        wanted = _mark_config(item)
+        return tuple(each.name for each in self.answers.changes if wanted in ("", each.name))
+
+    # --- Running --------------------------------------------------------------------------------
+
+    def asker(self, change: ConfigChange) -> Callable[[JsonObject], Answer]:
+        """What the fixture `ask` gives to tests of the team."""
+        return self.answers.asker(change)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        result: Any = yield
+        report: pytest.TestReport = result.get_result()
+        if isinstance(item, GateItem):
+            item.tell(report)
+        else:
+            self._tell_team(item, report, call)
+
+    def _tell_team(self, item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> None:
+        if report.when != "call" and report.passed:
+            return
+        gate = self._team_gate(item)
+        assert gate is not None, "tests without a gate were deselected"
+        for name in self._team_configs(item):
+            found, reason = _found(report, call)
+            outcome = Outcome(
+                check=item.nodeid,
+                gate=gate,
+                config=name,
+                found=found,
+                reasons=(reason,) if reason else (),
+                took_s=report.duration,
+            )
+            report.user_properties.append((PROPERTY, outcome.to_json()))
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, Any] | None:
+        """A golden miss is `m`, for the gate decides and not the case; not knowing is `?`."""
+        said = dict(report.user_properties) if report.when == "call" else {}
+        if "missed" in said:
+            return "missed", "m", ("MISSED", {"yellow": True})
+        if "unknown" in said:
+            return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
+        return None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.worker is not None:
+            return
+        if report.when not in ("setup", "call", "teardown"):
+            self.lost.add(report.nodeid)
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                outcome = Outcome.from_json(str(value))
+                self.outcomes[outcome.config, outcome.check] = outcome
+        if report.when == "call" and "missed" in dict(report.user_properties):
+            self._remember_missed(report.nodeid)
+
+    def _remember_missed(self, nodeid: str) -> None:
+        """`--lf` finds a golden miss again and `-x` stops at it, as if it were a failure."""
+        last_failed = self.config.pluginmanager.get_plugin("lfplugin")
+        if last_failed is not None and hasattr(last_failed, "lastfailed"):
+            last_failed.lastfailed[nodeid] = True
+        session = self.config.pluginmanager.get_plugin("session")
+        if isinstance(session, pytest.Session) and self.config.getoption("maxfail", 0) == 1:
+            session.shouldfail = f"stopping after {nodeid} was missed"
+
+    # --- xdist ----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput["deploy_gates_started"] = self.started.isoformat()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """The cases of a file stay in one worker: it asks them all at once, and nobody asks twice."""
+        from xdist.scheduler import LoadFileScheduling
+
+        return LoadFileScheduling(config, log)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: Any) -> None:
+        if error:
+            self.lost.add(f"worker {node.gateway.id}")
+
+    # --- The end --------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int | pytest.ExitCode) -> None:
+        self.answers.close()
+        if self.worker is not None or self.config.option.collectonly:
+            return
+        try:
+            made = conclusion.conclude(
+                gating=conclusion.Run(
+                    root=self.root,
+                    settings=self.settings,
+                    answers=self.answers,
+                    chosen=self.chosen,
+                    outcomes=self._complete(),
+                    finished=clock.now(),
+                    reports=tuple(self.config.getoption("gate_report")),
+                )
+            )
+        except DeployGatesError as error:
+            self.lines = ["", *str(error).splitlines()]
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+            return
+        self.made = made
+        session.exitstatus = _exit_status(exitstatus, made.blocks)
+
+    def _complete(self) -> tuple[Outcome, ...]:
+        """Every outcome, and for each check without one that it is not known."""
+        outcomes = list(self.outcomes.values())
+        for check in self.checks.values():
+            if (check.config, check.id) not in self.outcomes:
+                why = "its worker crashed" if check.id in self.lost else "did not run in this session"
+                outcomes.append(check.outcome(Found.UNKNOWN, f"{check.name} {why}"))
+        outcomes += [
+            Outcome(
+                check=nodeid,
+                gate=gate,
+                config=change.name,
+                found=Found.UNKNOWN,
+                reasons=(f"{nodeid} crashed",),
+            )
+            for nodeid in sorted(self.lost - set(self.checks))
+            for change in self.answers.changes
+            for gate in TEAM_GATES
+            if gate in self.chosen
+        ]
+        return tuple(outcomes)
+
+    def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
+        if self.worker is not None or self.config.option.collectonly:
+            return
+        terminalreporter.write_sep("=", "deploy gates")
+        writer = terminalreporter._tw
+        lines = self.lines or self.made.screen(
+            color=writer.hasmarkup,
+            unicode=_can_say_unicode(writer),
+            verbose=self.config.get_verbosity(),
+        )
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+class GateFile(pytest.File):
+    """A config or a dataset, as pytest collects it."""
+
+    def __init__(self, *, checks: Sequence[Check], gating: Gating, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.checks = checks
+        self.gating = gating
+
+    def collect(self) -> Iterable[pytest.Item]:
+        for check in self.checks:
+            yield GateItem.from_parent(self, name=check.name, check=check)
+
+
+class Missed(Exception):
+    """A check of a gate was missed; its text is all there is to show."""
+
+
+class GateItem(pytest.Item):
+    """One check of a gate, as pytest runs it."""
+
+    def __init__(self, *, check: Check, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.check = check
+        self.outcome: Outcome | None = None
+
+    def runtest(self) -> None:
+        parent = self.parent
+        assert isinstance(parent, GateFile)
+        outcome = parent.gating.answers.outcome(self.check, self._selected_with)
+        self.outcome = outcome
+        if outcome.found is Found.MISSED and not self.check.case:
+            raise Missed("\n".join(outcome.reasons))
+
+    @property
+    def _selected_with(self) -> list[Check]:
+        """All selected checks of this file: they are asked together."""
+        return [
+            each.check
+            for each in self.session.items
+            if isinstance(each, GateItem) and each.check.file == self.check.file
+        ]
+
+    def tell(self, report: pytest.TestReport) -> None:
+        """Put what was found into the report, which travels as it is."""
+        outcome = self.outcome
+        if report.when != "call" or outcome is None:
+            return
+        report.user_properties.append((PROPERTY, outcome.to_json()))
+        reason = "; ".join(outcome.reasons)
+        if outcome.found is Found.MISSED and self.check.case:
+            report.user_properties.append(("missed", reason))
+        elif outcome.found is Found.UNKNOWN:
+            report.user_properties.append(("unknown", reason))
+            report.outcome = "skipped"
+            report.longrepr = (str(self.path), 0, reason)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        if isinstance(excinfo.value, Missed):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return self.path, None, self.name
+
+
+# --- Small questions ----------------------------------------------------------------------------
+
+
+def _chosen_gates(names: str | None) -> tuple[GateName, ...]:
+    if names is None:
+        return tuple(GateName)
+    known = [each.value for each in GateName]
+    chosen = [each.strip() for each in names.split(",") if each.strip()]
+    for name in chosen:
+        if name not in known:
+            hint = documents.nearest(name, known)
+            raise pytest.UsageError(f"--gate: there is no gate `{name}`; {hint}")
+    if not chosen:
+        raise pytest.UsageError(f"--gate names no gate; known are {', '.join(known)}")
+    return tuple(each for each in GateName if each.value in chosen)
+
+
+def _budget(text: str | None, settled: settings.Settings) -> Decimal:
+    if text is None:
+        return settled.budget_usd
+    try:
+        amount = Decimal(text.removeprefix("$"))
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise pytest.UsageError(f"--gate-budget={text} is no amount of dollars; write --gate-budget=2.50")
+    return amount
+
+
+def _mark_config(node: pytest.Item | Any) -> str:
+    mark = node.get_closest_marker("gate")
+    return str(mark.kwargs.get("config") or "") if mark is not None else ""
+
+
+def _relative(path: Path, root: Path) -> str:
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _found(report: pytest.TestReport, call: pytest.CallInfo[None]) -> tuple[Found, str]:
+    """What a test of the team found. A skipped one was not executed, and a gate does not guess."""
+    if report.passed or (report.skipped and hasattr(report, "wasxfail")):
+        return Found.MET, ""
+    if report.skipped:
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else "skipped"
+        return Found.UNKNOWN, f"{report.nodeid}: {why}"
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, Unanswered):
+        return Found.UNKNOWN, f"{report.nodeid}: {error.message}"
+    said = str(error).strip().splitlines() if error else []
+    return Found.MISSED, f"{report.nodeid}: {said[0] if said else type(error).__name__}"
+
+
+def _exit_status(status: int | pytest.ExitCode, blocks: bool) -> int | pytest.ExitCode:
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return status
+    return (
+        pytest.ExitCode.TESTS_FAILED
+        if blocks or status == pytest.ExitCode.TESTS_FAILED
+        else pytest.ExitCode.OK
+    )
+
+
+def _can_say_unicode(writer: Any) -> bool:
+    encoding = getattr(writer._file, "encoding", None) or sys.getdefaultencoding()
+    try:
+        "✓✗●─→−≥".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

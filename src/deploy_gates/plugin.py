@@ -1,0 +1,104 @@
+"""pytest: the options, the mark, and the fixtures. All else waits for `--deploy-gates`.
+
+This module is imported at every start of pytest, so it imports nothing but pytest itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deploy_gates.core.canonical import JsonObject
+    from deploy_gates.core.config import ConfigChange, ModelConfig
+    from deploy_gates.core.question import Answer
+
+RUN = "deploy-gates-run"
+"""Under this name the running gates are registered with pytest."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("deploy-gates", "quality gates for changes to AI model configs")
+    group.addoption(
+        "--deploy-gates", action="store_true", help="Gate every model config that changed since the base."
+    )
+    group.addoption(
+        "--gate", metavar="NAMES", help="Run only these gates, e.g. type,cost; the others are skipped."
+    )
+    group.addoption(
+        "--gate-base", metavar="REF", help="Compare with this commit; default: where HEAD left main."
+    )
+    group.addoption(
+        "--gate-config",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="Gate only this config; repeatable.",
+    )
+    group.addoption(
+        "--gate-all", action="store_true", help="Gate unchanged configs too, against their last change."
+    )
+    group.addoption(
+        "--gate-record",
+        choices=["none", "new", "all"],
+        help="Replay only (none), ask for what is missing (new), or ask for everything (all). "
+        "Default: new where the endpoint's key is set, none otherwise.",
+    )
+    group.addoption(
+        "--gate-budget", metavar="USD", help="Stop asking before the run has cost more than this."
+    )
+    group.addoption(
+        "--gate-report",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="Write a report: .md, .json, .html, or .xml; repeatable.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "gate(name, config=None): this test is part of a deploy gate: unit or integration."
+    )
+    if config.getoption("deploy_gates"):
+        from deploy_gates.gating import Gating
+
+        config.pluginmanager.register(Gating(config), RUN)
+
+
+def _skip_without_gates(request: pytest.FixtureRequest) -> None:
+    if not request.config.pluginmanager.has_plugin(RUN):
+        pytest.skip("belongs to a deploy gate: run it with --deploy-gates")
+
+
+@pytest.fixture
+def change(request: pytest.FixtureRequest) -> ConfigChange:
+    """The change under test; a test that uses it runs once for each changed config."""
+    _skip_without_gates(request)
+    asked: ConfigChange = request.param
+    return asked
+
+
+@pytest.fixture
+def candidate(change: ConfigChange) -> ModelConfig:
+    """The config as it would be deployed."""
+    if change.candidate.config is None:
+        pytest.fail(f"{change.candidate.config_file} cannot be read: see the type gate", pytrace=False)
+    return change.candidate.config
+
+
+@pytest.fixture
+def baseline(change: ConfigChange) -> ModelConfig | None:
+    """The config that is deployed now; `None` if this one is new."""
+    return change.baseline.config if change.baseline else None
+
+
+@pytest.fixture
+def ask(request: pytest.FixtureRequest, change: ConfigChange) -> Callable[[JsonObject], Answer]:
+    """Asks the candidate with these inputs: recorded answers are replayed, as in every gate."""
+    run = request.config.pluginmanager.get_plugin(RUN)
+    answer: Callable[[JsonObject], Answer] = run.asker(change)
+    return answer
