@@ -37,17 +37,34 @@ class Price:
     cached_input_usd: Decimal | None = None
     """`None`: cached input costs what input costs."""
     source: str = ""
+    tiers: tuple[Tier, ...] = ()
+    """What longer prompts cost, the shortest first."""
+
+    def of(self, input_tokens: int) -> Price:
+        """The price of a request with a prompt of that length: all of it is billed by its tier."""
+        return next(
+            (tier.price for tier in reversed(self.tiers) if input_tokens > tier.above_input_tokens), self
+        )
 
     def cost_nanousd(self, usage: Usage) -> int:
-        """What `usage` costs, in nano-dollars, rounded up once."""
-        cached_usd = self.input_usd if self.cached_input_usd is None else self.cached_input_usd
+        """What one request that used `usage` costs, in nano-dollars, rounded up once."""
+        price = self.of(usage.input_tokens)
+        cached_usd = price.input_usd if price.cached_input_usd is None else price.cached_input_usd
         fresh = usage.input_tokens - usage.cached_input_tokens
         usd = (
-            self.input_usd * fresh
+            price.input_usd * fresh
             + cached_usd * usage.cached_input_tokens
-            + self.output_usd * usage.output_tokens
+            + price.output_usd * usage.output_tokens
         ) / PER_MILLION
         return int((usd * NANO).to_integral_value(rounding=ROUND_CEILING))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tier:
+    """The price of prompts above a length."""
+
+    above_input_tokens: int
+    price: Price
 
 
 def nanousd(usd: Decimal | str | int) -> int:
