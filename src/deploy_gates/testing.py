@@ -87,8 +87,13 @@ def a_change(
 
 
 def a_context(policy: Policy | None = None, **fields: object) -> Context:
-    """A run at `NOW` that may not ask."""
-    made: dict[str, object] = {"policy": policy or Policy(), "now": NOW, "root": "."}
+    """A run at `NOW` that may not ask, and for which every word is a token."""
+    made: dict[str, object] = {
+        "policy": policy or Policy(),
+        "now": NOW,
+        "root": ".",
+        "count_tokens": lambda encoding, text: len(text.split()),
+    }
     return Context(**(made | fields))  # type: ignore[arg-type]  # a builder for tests takes any field
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -58,6 +58,10 @@ class Policy:
     digest: str = ""
 
 
+def _nobody_counts(encoding: str, text: str) -> int:
+    raise AssertionError("this Context was made without `count_tokens`: give it a `tokens.Tokenizer`")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
     """What a gate is told besides the change."""
@@ -69,3 +73,5 @@ class Context:
     live: bool = False
     """Whether questions that are not recorded can be asked."""
     budget_usd: Decimal | None = None
+    count_tokens: Callable[[str, str], int] = _nobody_counts
+    """An encoding and a text, to how many tokens it has."""
