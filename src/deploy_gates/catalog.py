@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deploy_gates.core.cost import Price, Tier
 from deploy_gates.core.policy import DeclaredModel, Policy
+from deploy_gates.core.question import Api
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
 FEATURES: dict[str, str] = {
-    "chat.completions": "is served through the Chat Completions API",
-    "responses": "is served through the Responses API",
-    "system": "takes system or developer messages",
     "structured_output": "keeps to a JSON Schema given as response format",
     "json_mode": "can be told to answer some JSON object",
     "tools": "calls functions",
@@ -65,6 +63,8 @@ class ModelFacts:
     """Features that it does not always have, and when: `temperature` → `only with reasoning_effort none`."""
     efforts: tuple[str, ...] = ()
     """Values that its `reasoning_effort` takes."""
+    apis: tuple[Api, ...] = tuple(Api)
+    """Through which it is served: both, unless somebody knows better."""
     deprecated: bool = False
     """Its provider has announced its end."""
     retires_on: date | None = None
@@ -94,6 +94,7 @@ def facts(model: str, policy: Policy, on: date) -> ModelFacts | None:
         features=base.features if declared.features is None else declared.features,
         conditions={} if declared.features is not None else base.conditions,
         efforts=base.efforts,
+        apis=base.apis,
         deprecated=base.deprecated,
         retires_on=base.retires_on,
         retired=base.retired,
@@ -205,6 +206,7 @@ def _catalogued(model: str, on: date) -> ModelFacts | None:
         features=None if features is None else frozenset(features),
         conditions=entry.get("conditions", {}),
         efforts=tuple(entry.get("efforts", ())),
+        apis=tuple(map(Api, entry.get("apis", Api))),
         deprecated=bool(retires_on or entry.get("deprecated")),
         retires_on=retires_on,
         retired=retires_on is not None and retires_on <= day,
