@@ -68,7 +68,7 @@ def write(path: Path, evidence: Evidence, key: PrivateKey | None = None) -> None
 def enclose(evidence: Evidence, key: PrivateKey | None = None) -> bytes:
     """The envelope of `evidence`."""
     statement = evidence.to_statement()
-    payload = json.dumps(statement, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
+    payload = json.dumps(statement, allow_nan=False, sort_keys=True).encode()
     signatures: list[Json] = []
     if key is not None:
         signature = key.key.sign(pre_authentication_encoding(PAYLOAD_TYPE, payload))

@@ -82,7 +82,7 @@ class Evidence:
             "predicateType": PREDICATE_TYPE,
             "predicate": {
                 "verdict": self.verdict.value,
-                "gates": [_gate_json(result) for result in self.gates],
+                "gates": [gate_json(result) for result in self.gates],
                 "baseline": self.baseline_digest,
                 "dataset": self.dataset_digest,
                 "policy": facts.policy_digest,
@@ -265,7 +265,7 @@ def _days(span: timedelta) -> str:
 # --- JSON, both ways ----------------------------------------------------------------------------
 
 
-def _gate_json(result: GateResult) -> Json:
+def gate_json(result: GateResult) -> JsonObject:
     return {
         "gate": result.gate.value,
         "verdict": result.verdict.value,
