@@ -184,6 +184,16 @@ def test_no_text_breaks_the_screen(verbose: int, unicode: bool, text: str) -> No
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\ud800-\udfff]", "".join(lines))
 
 
+def test_a_model_that_talks_forever_does_not_scroll_the_verdict_away() -> None:
+    golden = replace(runs.results()[3], verdict=Verdict.FAIL, reasons=("so on " * 100_000,) * 50)
+    run = runs.run(replace(runs.passing(), results=runs.results(golden)))
+
+    assert len(screen(run)) < 50
+    assert len(screen(run, unicode=False)) < 50
+    assert len(report.markdown(run)) < 10_000
+    assert len(report.html(run)) < 300_000
+
+
 def test_escapes_are_made_visible_and_not_dropped() -> None:
     text = "\n".join(screen(hostile(), verbose=1))
 

@@ -26,6 +26,7 @@ from deploy_gates.report.values import (
 
 ROWS_MAX = 1_000
 REASONS_MAX = 100
+TEXT_MAX_CHARS = 4_000
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Whatever a text may smuggle in, the browser loads and runs nothing."""
 _CLASSES = {
@@ -235,7 +236,8 @@ def _points(points: float) -> str:
 
 def _said(text: str) -> str:
     """`text` as nothing but text."""
-    return escaping.escape(visible(text))
+    safe = visible(text)
+    return escaping.escape(safe if len(safe) <= TEXT_MAX_CHARS else f"{safe[: TEXT_MAX_CHARS - 1]}…")
 
 
 def _prose(text: str) -> str:

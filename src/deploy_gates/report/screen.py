@@ -37,13 +37,19 @@ SHOWN = 3
 """So many of a kind are shown before `… 12 more with -v`."""
 SHOWN_VERBOSE = 200
 FIELDS_SHOWN = 8
+REASON_MAX_COLUMNS = 400
+REASON_MAX_COLUMNS_VERBOSE = 4_000
 BAR_COLUMNS = 14
+
+_REQUIRED, _TOOK, _SPENT = 19, 7, 9
+"""Columns of the table of gates, from the right; what was measured has the rest."""
+_RIGHT = _REQUIRED + _TOOK + _SPENT + 2
 
 
 def terminal(run: RunReport, *, width: int = 96, color: bool, unicode: bool, verbose: int) -> list[str]:
     """The screen at the end of a run, without the rule above it; its last lines are the verdict."""
     paper = _Paper(width=max(width, WIDTH_MIN), color=color, unicode=unicode, verbose=verbose)
-    blocks = [list(_context(paper, run)), *(list(_config(paper, report)) for report in run.changes)]
+    blocks = [list(_context(paper, run)), *(_config(paper, report) for report in run.changes)]
     if len(run.changes) != 1:
         blocks.append(_verdict(paper, run.word, run.verdict, run.conclusion))
     return _joined(blocks)
@@ -62,7 +68,7 @@ def progress(
 ) -> str:
     """How far the answers are: `golden  124 of 320 answers  39 %  ▕█████▍        ▏  12 in flight, $0.012`."""
     share = min(answered / total, 1.0) if total else 1.0
-    percent = round(share * 100) if share == 1 else min(99, round(share * 100))
+    percent = 100 if share == 1 else min(99, round(share * 100))
     said = [f"{in_flight:,} in flight", dollars(spent_nanousd)]
     if 0 < answered < total:
         said.append(f"about {_rough(elapsed_s / answered * (total - answered))} left")
@@ -137,8 +143,8 @@ def _joined(blocks: Sequence[Sequence[str]]) -> list[str]:
 # --- One config ---------------------------------------------------------------------------------
 
 
-def _config(paper: _Paper, report: GateReport) -> Iterator[str]:
-    yield from _joined(
+def _config(paper: _Paper, report: GateReport) -> list[str]:
+    return _joined(
         [
             _title(paper, report),
             list(_fields(paper, report)),
@@ -205,25 +211,26 @@ def _cells(paper: _Paper, result: GateResult) -> Iterator[tuple[str, str]]:
     for measured, required in zip_longest(
         result.measured or (result.verdict.value,), result.required, fillvalue=""
     ):
-        left = wrap(paper.said(measured), paper.width - 37 - paper.text_at - 2)
-        right = wrap(paper.said(required), 18)
+        left = wrap(paper.said(measured), paper.width - _RIGHT - paper.text_at - 2)
+        right = wrap(paper.said(required), _REQUIRED - 1)
         yield from zip_longest(left, right, fillvalue="")
 
 
 def _columns(paper: _Paper, left: str, required: str, took: str, spent: str) -> str:
-    line = pad(pad(left, paper.width - 37) + required, paper.width - 18)
-    return (line + pad_left(took, 7) + pad_left(spent, 9)).rstrip()
+    line = pad(left, paper.width - _RIGHT) + pad(required, _REQUIRED)
+    return (line + pad_left(took, _TOOK) + pad_left(spent, _SPENT)).rstrip()
 
 
 def _reasons(paper: _Paper, report: GateReport) -> Iterator[str]:
     """Why it blocks; with -v also what stands out where it does not."""
+    most = REASON_MAX_COLUMNS_VERBOSE if paper.verbose > 0 else REASON_MAX_COLUMNS
     for result in report.results:
         if not (result.blocks or paper.verbose > 0):
             continue
         shown, hidden = _some(paper, result.reasons, SHOWN)
         for at, reason in enumerate(shown):
             label = f"    {'' if at else result.gate}"
-            yield from _hanging(paper, label, reason, columns=paper.text_at)
+            yield from _hanging(paper, label, paper.clip(visible(reason), most), columns=paper.text_at)
         yield from _more(paper, hidden, paper.text_at)
 
 
