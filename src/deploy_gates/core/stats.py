@@ -1,0 +1,402 @@
+"""Are these answers no worse than those? Paired scores, one-sided bounds, and a word that can be trusted.
+
+Only the share of cases that got worse and the share that got better carry news: two rates compared without
+pairing throw it away. Every bound here errs towards not knowing. Shares and scores are between 0 and 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from statistics import NormalDist
+
+MORE_MAX = 1_000_000
+"""A question that so many more cases would not decide is not decided by cases."""
+SUMS_MAX = 1024
+"""So many different sums are counted one by one when signs are flipped; what is left is nearly normal."""
+NEAR = 1e-9
+"""Amounts that differ by no more than this, relatively, are the same amount."""
+
+
+class Conclusion(StrEnum):
+    """What the pairs say."""
+
+    NO_WORSE = "no worse"
+    """The loss is smaller than the margin: proved."""
+    WORSE = "worse"
+    """There is a loss: proved, and its being smaller than the margin is not."""
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One case under both configs."""
+
+    baseline: float
+    candidate: float
+    weight: float = 1.0
+    cluster: str = ""
+    """Cases of one cluster rise and fall together; empty: a cluster of its own."""
+    same_request: bool = False
+    """The identical request, judged by identical checks: the scores cannot differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """Two one-sided bounds, each of them at the confidence that was asked for."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paired:
+    """Baseline and candidate on the same cases."""
+
+    n: int
+    clusters: int
+    baseline: float
+    candidate: float
+    delta: float
+    """Candidate less baseline, weighted."""
+    low: float
+    """At worst: the true difference is at least this, at the confidence asked for."""
+    high: float
+    better: int
+    worse: int
+    p_worse: float
+    """How likely so much loss, or more, would be if nothing had changed."""
+    effective_n: float
+    """As many independent cases of equal weight would say as much."""
+    conclusion: Conclusion
+
+
+def paired(pairs: Sequence[Pair], *, margin: float, confidence: float) -> Paired:
+    """Whether the candidate loses less than `margin`; each of its errors has at most `1 - confidence`.
+
+    `ValueError` for no pairs, for scores outside 0..1, and for weights that are not positive.
+    """
+    _check(pairs, margin, confidence)
+    moments = _moments(pairs)
+    low, high = moments.low(confidence), -moments.swapped().low(confidence)
+    p_worse = _sign_flips(moments.by_cluster)
+    if all(pair.same_request for pair in pairs):
+        low = high = 0.0  # nothing was drawn by chance: there is no luck to allow for
+    conclusion = Conclusion.UNDECIDED
+    if low >= -margin:
+        conclusion = Conclusion.NO_WORSE
+    elif p_worse < 1 - confidence:
+        conclusion = Conclusion.WORSE
+    total = math.fsum(pair.weight for pair in pairs)
+    return Paired(
+        n=len(pairs),
+        clusters=len(moments.by_cluster),
+        baseline=math.fsum(pair.weight * pair.baseline for pair in pairs) / total,
+        candidate=math.fsum(pair.weight * pair.candidate for pair in pairs) / total,
+        delta=moments.delta,
+        low=low,
+        high=high,
+        better=sum(pair.candidate > pair.baseline for pair in pairs),
+        worse=sum(pair.candidate < pair.baseline for pair in pairs),
+        p_worse=p_worse,
+        effective_n=min(float(len(pairs)), moments.size),
+        conclusion=conclusion,
+    )
+
+
+def more_needed(pairs: Sequence[Pair], *, margin: float, confidence: float) -> int | None:
+    """About how many more cases like these would decide; 0 if these do, `None` if no number would.
+
+    Taken at the shares observed, so it is as likely too few as too many.
+    """
+    found = paired(pairs, margin=margin, confidence=confidence)
+    if found.conclusion is not Conclusion.UNDECIDED:
+        return 0
+    moments = _moments(pairs)
+    z = NormalDist().inv_cdf(confidence)
+
+    def decides(n: int) -> bool:
+        times = n / len(pairs)
+        squares = math.fsum(each * each for each in moments.by_cluster)
+        is_worse = math.fsum(moments.by_cluster) * math.sqrt(times) < -z * math.sqrt(squares)
+        return is_worse or moments.low(confidence, times) >= -margin
+
+    few, many = len(pairs), 2 * len(pairs)
+    while not decides(many):
+        few, many = many, many * 2
+        if few - len(pairs) > MORE_MAX:
+            return None
+    while many - few > max(1, few // 100):
+        middle = (few + many) // 2
+        few, many = (few, middle) if decides(middle) else (middle, many)
+    return many - len(pairs)
+
+
+def detectable(n: float, discordant_share: float, confidence: float, power: float = 0.8) -> float | None:
+    """The smallest loss, in points, that `n` cases prove with this power; `None` if not even a total one.
+
+    Connor 1987, Biometrics 43:207: n = (z_α √ψ + z_β √(ψ - δ²))² / δ², solved for δ, ψ being the share of
+    cases that change, which is at least δ.
+    """
+    if not n > 0 or not 0 <= discordant_share <= 1 or not 0 < power < 1:
+        raise ValueError(f"no cases, share, or power: {n}, {discordant_share}, {power}")
+    z_alpha, z_beta = NormalDist().inv_cdf(confidence), NormalDist().inv_cdf(power)
+
+    def needed(loss: float) -> float:
+        share = max(discordant_share, loss)
+        return (z_alpha * math.sqrt(share) + z_beta * math.sqrt(share - loss * loss)) ** 2 / (loss * loss)
+
+    if needed(1.0) > n:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if needed(middle) <= n else (middle, high)
+    return 100 * high
+
+
+def wilson(k: float, n: float, confidence: float) -> Interval:
+    """Bounds of one rate: the score interval of Wilson 1927, JASA 22:209."""
+    if not n > 0 or not 0 <= k <= n:
+        raise ValueError(f"{k} of {n} is no rate")
+    z, rate = NormalDist().inv_cdf(confidence), k / n
+    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(low=0.0 if k == 0 else middle - half, high=1.0 if k == n else middle + half)
+
+
+def clopper_pearson(k: float, n: float, confidence: float) -> Interval:
+    """Bounds of one rate that never promise too much: Clopper and Pearson 1934, Biometrika 26:404.
+
+    `k` and `n` need not be whole, which carries the bound over to scores and weights.
+    """
+    if not n > 0 or not 0 <= k <= n:
+        raise ValueError(f"{k} of {n} is no rate")
+    return Interval(
+        low=0.0 if k == 0 else beta_quantile(1 - confidence, k, n - k + 1),
+        high=1.0 if k == n else beta_quantile(confidence, k + 1, n - k),
+    )
+
+
+def difference_low(better: float, worse: float, n: float, confidence: float) -> float:
+    """The lower bound of (better - worse) / n, where so many of `n` cases changed for better and for worse.
+
+    Square-and-add (Newcombe 1998, Statistics in Medicine 17:2635, method 10) of two rates of one sample, with
+    Clopper-Pearson limits in place of Wilson's: without a single change it is the rule of three. Enumerated
+    over n = 10..1000, margins of 1 to 10 pt, and every share of changes, the chance of passing a loss as
+    large as the margin stays below 5.0 % at a confidence of 95 %; that of Tango's score interval (1998,
+    Statistics in Medicine 17:891), which is a little narrower, reaches 6.8 %.
+    """
+    gain, loss = better / n, worse / n
+    below = gain - clopper_pearson(better, n, confidence).low
+    above = clopper_pearson(worse, n, confidence).high - loss
+    # What gets worse does not get better: the two shares are negatively correlated, which widens.
+    against = math.sqrt(gain * loss / ((1 - gain) * (1 - loss))) if gain and loss else 0.0
+    return max(-1.0, gain - loss - math.sqrt(below**2 + above**2 + 2 * against * below * above))
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """How likely so many worse among those that changed are by luck: one-sided mid-p of McNemar's test.
+
+    Fagerland, Lydersen, and Laake 2013, BMC Medical Research Methodology 13:91.
+    """
+    changed = better + worse
+    if changed == 0:
+        return 1.0
+    at_least = 1.0 if worse == 0 else beta_cdf(0.5, worse, changed - worse + 1)
+    equal = math.exp(_ln_choose(changed, worse) - changed * math.log(2))
+    return min(1.0, at_least - equal / 2)
+
+
+# --- What all pairs say together ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Moments:
+    """All that the bounds need to know of the pairs."""
+
+    delta: float
+    gain: float
+    """The weighted mean of what was won, a share of 1; `loss` of what was lost."""
+    loss: float
+    size: float
+    """So many independent yes-or-no cases would vary as much."""
+    is_plain: bool
+    """Yes or no, equal weights, no clusters: the shares are binomial and need no estimate of variance."""
+    error: float
+    """The cluster-robust standard error of `delta`."""
+    freedom: float
+    by_cluster: tuple[float, ...]
+    """What each cluster won or lost."""
+
+    def swapped(self) -> _Moments:
+        """The same with baseline and candidate exchanged."""
+        return replace(self, delta=-self.delta, gain=self.loss, loss=self.gain)
+
+    def low(self, confidence: float, times: float = 1.0) -> float:
+        """The lower bound of the difference if there were `times` as many cases like these.
+
+        Not plain: the worse of two, for each fails where the other holds. The cluster-robust t bound knows
+        how the clusters differ, and is far too narrow where few of them changed; the exact one at the
+        effective size is not, and takes the correlation for known.
+        """
+        size = self.size * times
+        exact = difference_low(self.gain * size, self.loss * size, size, confidence)
+        if self.is_plain:
+            return exact
+        freedom = (self.freedom + 1) * times - 1
+        if freedom <= 0:
+            return -1.0
+        robust = self.delta - t_quantile(confidence, freedom) * self.error / math.sqrt(times)
+        return max(-1.0, min(exact, robust))
+
+
+def _moments(pairs: Sequence[Pair]) -> _Moments:
+    """Sums by cluster: Liang and Zeger 1986, Biometrika 73:13, with G/(G-1) for few clusters; effective
+    numbers of unequal weights by Kish 1965, Survey Sampling, § 8.2 and § 11.7.
+    """
+    weights, won = _by_cluster(pairs)
+    total = math.fsum(weights)
+    delta = math.fsum(won) / total
+    gain = math.fsum(pair.weight * max(0.0, pair.candidate - pair.baseline) for pair in pairs) / total
+    own_squares = math.fsum(pair.weight**2 for pair in pairs)
+    squares = math.fsum(weight**2 for weight in weights)
+    clusters = len(weights)
+    residuals = math.fsum((d - delta * weight) ** 2 for d, weight in zip(won, weights, strict=True))
+    # How much more all of it varies than yes-or-no cases on their own would. As if one more cluster had
+    # changed as a whole: where nothing changed, only clusters count, for one of them may fail as a whole.
+    varies = (math.fsum(d**2 for d in won) + squares / clusters) / (
+        math.fsum(pair.weight**2 * abs(pair.candidate - pair.baseline) for pair in pairs)
+        + own_squares / clusters
+    )
+    return _Moments(
+        delta=delta,
+        gain=gain,
+        loss=max(0.0, gain - delta),
+        size=total**2 / own_squares / varies,
+        is_plain=clusters == len(pairs)
+        and all(pair.weight == pairs[0].weight for pair in pairs)
+        and all(score in (0, 1) for pair in pairs for score in (pair.baseline, pair.candidate)),
+        error=math.sqrt(residuals * clusters / (clusters - 1)) / total if clusters > 1 else 0.0,
+        freedom=total**2 / squares - 1,
+        by_cluster=tuple(won),
+    )
+
+
+def _by_cluster(pairs: Iterable[Pair]) -> tuple[list[float], list[float]]:
+    """The weight of each cluster, and what it won."""
+    weights: dict[str | int, float] = {}
+    won: dict[str | int, float] = {}
+    for at, pair in enumerate(pairs):
+        key = pair.cluster or at
+        weights[key] = weights.get(key, 0.0) + pair.weight
+        won[key] = won.get(key, 0.0) + pair.weight * (pair.candidate - pair.baseline)
+    return list(weights.values()), list(won.values())
+
+
+def _sign_flips(won: Sequence[float]) -> float:
+    """How likely a sum as low as this is, were each cluster as likely to win what it lost: mid-p.
+
+    Fisher's sign-flip test (1935, The Design of Experiments, § 21), exact for the largest amounts and with
+    the normal limit for the rest, if any. Where all amounts are equal, it is McNemar's.
+    """
+    amounts = sorted((abs(each) for each in won if each), reverse=True)
+    if not amounts:
+        return 1.0
+    if amounts[0] - amounts[-1] <= NEAR * amounts[0]:
+        lost = sum(each < 0 for each in won)
+        return mcnemar(len(amounts) - lost, lost)
+    grain = NEAR * amounts[0]  # sums are counted in grains, so that equal ones meet
+    chances = {0: 1.0}
+    while amounts and len(chances) <= SUMS_MAX:
+        step = round(amounts.pop(0) / grain)
+        following: dict[int, float] = {}
+        for total, chance in chances.items():
+            for moved in (total - step, total + step):
+                following[moved] = following.get(moved, 0.0) + chance / 2
+        chances = following
+    observed = round(math.fsum(won) / grain)
+    spread = math.sqrt(math.fsum(each * each for each in amounts)) / grain
+
+    def below(total: int) -> float:
+        if spread:
+            return NormalDist(0, spread).cdf(observed - total)
+        return 0.5 if abs(observed - total) <= len(won) else float(total < observed)
+
+    return math.fsum(chance * below(total) for total, chance in chances.items())
+
+
+def _check(pairs: Sequence[Pair], margin: float, confidence: float) -> None:
+    if not pairs:
+        raise ValueError("no pairs: nothing can be said of nothing")
+    if not 0 <= margin <= 1 or not 0.5 < confidence < 1:
+        raise ValueError(f"a margin of {margin} at a confidence of {confidence} makes no sense")
+    for pair in pairs:
+        if not (0 <= pair.baseline <= 1 and 0 <= pair.candidate <= 1):
+            raise ValueError(f"scores are between 0 and 1: {pair}")
+        if not 0 < pair.weight < math.inf:
+            raise ValueError(f"weights are positive: {pair}")
+        if pair.same_request and pair.baseline != pair.candidate:
+            raise ValueError(f"the same request with the same checks has one score: {pair}")
+
+
+# --- Distributions ------------------------------------------------------------------------------
+
+
+def beta_cdf(x: float, a: float, b: float) -> float:
+    """The regularized incomplete beta function I_x(a, b): DLMF 8.17.22, evaluated by Lentz's method."""
+    if x <= 0:
+        return 0.0
+    if x >= 1:
+        return 1.0
+    if x > (a + 1) / (a + b + 2):
+        return 1 - beta_cdf(1 - x, b, a)
+    tiny = 1e-300
+    d = 1 / _not_zero(1 - (a + b) * x / (a + 1), tiny)
+    c, fraction = 1.0, d
+    for m in range(1, 100_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1 / _not_zero(1 + term * d, tiny)
+            c = _not_zero(1 + term / c, tiny)
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return math.exp(a * math.log(x) + b * math.log1p(-x) - _ln_beta(a, b)) * fraction / a
+
+
+def beta_quantile(p: float, a: float, b: float) -> float:
+    """The x at which I_x(a, b) is `p`: Newton's method, held between bounds that only close in."""
+    low, high, x = 0.0, 1.0, a / (a + b)
+    for _ in range(200):
+        gap = beta_cdf(x, a, b) - p
+        low, high = (low, x) if gap > 0 else (x, high)
+        density = math.exp((a - 1) * math.log(x) + (b - 1) * math.log1p(-x) - _ln_beta(a, b))
+        following = x - gap / density if density > 0 else -1.0
+        if not low < following < high:
+            following = (low + high) / 2
+        if abs(following - x) <= 1e-13 * x or not 0 < following < 1:
+            break
+        x = following
+    return x
+
+
+def t_quantile(p: float, freedom: float) -> float:
+    """Student's t, for p of at least a half: t² / (t² + ν) is a beta variable. DLMF 8.17 with a = ν/2."""
+    x = beta_quantile(2 * (1 - p), freedom / 2, 0.5)
+    return math.sqrt(freedom * (1 - x) / x)
+
+
+def _ln_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _ln_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _not_zero(value: float, tiny: float) -> float:
+    return value if abs(value) > tiny else tiny
