@@ -20,7 +20,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.cost import Usage
-from deploy_gates.core.question import Api, Question
+from deploy_gates.core.question import Answer, Api, Question
 
 if TYPE_CHECKING:
     import tiktoken
@@ -298,6 +298,65 @@ def output_bound(body: JsonObject) -> int | None:
     """The most output tokens that a request allows."""
     given = (body.get(key) for key in ("max_completion_tokens", "max_output_tokens", "max_tokens"))
     return next((value for value in given if isinstance(value, int) and not isinstance(value, bool)), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """What endpoints have billed for requests whose tokens were also counted here."""
+
+    ratio: float
+    """Tokens billed for each one counted."""
+    error_pct: float
+    """How far, at most, a single request was from that."""
+    answers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """The input tokens of requests to one model."""
+
+    tokens: Mapping[str, int]
+    """By the key of the question: as billed where that is recorded, else as estimated and calibrated."""
+    calibration: Calibration | None
+    """`None`: no recorded answer says what it was billed for."""
+    notes: tuple[str, ...]
+
+
+def measure(
+    questions: Iterable[Question],
+    recordings: Mapping[str, Answer],
+    count: Count,
+    *,
+    encoding: str,
+    encoding_is_exact: bool = True,
+) -> Inputs:
+    """The input tokens of requests to one model; what was billed for some corrects the others."""
+    estimates = {
+        each.key: estimate_input(each, count, encoding=encoding, encoding_is_exact=encoding_is_exact)
+        for each in questions
+    }
+    billed = {key: usage.input_tokens for key in estimates if (usage := used(recordings.get(key)))}
+    calibration = _calibration([(estimates[key].tokens, actual) for key, actual in billed.items()])
+    ratio = calibration.ratio if calibration else 1.0
+    return Inputs(
+        tokens={key: math.ceil(each.tokens * ratio) for key, each in estimates.items()} | billed,
+        calibration=calibration,
+        notes=tuple(dict.fromkeys(note for each in estimates.values() for note in each.notes)),
+    )
+
+
+def used(answer: Answer | None) -> Usage | None:
+    """What an answer says it used; `None` where it says nothing, or that it read nothing."""
+    usage = answer.usage if answer is not None else None
+    return usage if usage is not None and usage.input_tokens > 0 else None
+
+
+def _calibration(pairs: Sequence[tuple[int, int]]) -> Calibration | None:
+    if not pairs:
+        return None
+    ratio = sum(actual for _, actual in pairs) / sum(counted for counted, _ in pairs)
+    error = max(abs(actual / (counted * ratio) - 1) for counted, actual in pairs)
+    return Calibration(ratio=ratio, error_pct=100 * error, answers=len(pairs))
 
 
 _Part: TypeAlias = "tuple[int, str]"
