@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -17,13 +18,14 @@ from typing import Any
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from deploy_gates import answers, clock, conclusion, documents, settings, workspace
+from deploy_gates import answers, clock, conclusion, documents, report, settings, workspace
 from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.config import ConfigChange
 from deploy_gates.core.errors import DeployGatesError, Unanswered
 from deploy_gates.core.gate import Check, Found, GateName, Outcome
 from deploy_gates.core.question import Answer
 from deploy_gates.gates import GATES
+from deploy_gates.model import Totals
 
 PROPERTY = "deploy_gates"
 """Under this name outcomes travel in test reports."""
@@ -61,9 +63,10 @@ class Gating:
             record=config.getoption("gate_record"),
             budget_usd=_budget(config.getoption("gate_budget"), self.settings),
             started=self.started,
-            is_worker=self.worker is not None,
+            processes=self.worker["workercount"] if self.worker else 1,
+            on_progress=None if self.worker else self._show_progress,
         )
-        conclusion.check_reports(config.getoption("gate_report"))
+        conclusion.check_reports(self.root, config.getoption("gate_report"))
         self.checks: dict[str, Check] = {}
         self.by_file: dict[str, list[Check]] = {}
         for change in self.answers.changes:
@@ -73,6 +76,7 @@ class Gating:
         self.outcomes: dict[tuple[str, str], Outcome] = {}
         self.lost: set[str] = set()
         self.lines: list[str] = []
+        self.shown_at = self.began_at = 0.0
         if self.worker is None:
             self._add_arguments()
 
@@ -105,7 +109,7 @@ class Gating:
     # --- Collection -----------------------------------------------------------------------------
 
     def pytest_report_header(self) -> list[str]:
-        return self.answers.header(self.chosen)
+        return self.answers.header(self.changes, self.chosen)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session: pytest.Session) -> bool | None:
@@ -133,7 +137,8 @@ class Gating:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        kept, others = [], []
+        kept: list[pytest.Item] = []
+        others: list[pytest.Item] = []
         for item in items:
             belongs = isinstance(item, GateItem) or self._team_gate(item) in self.chosen
             if belongs and not isinstance(item, GateItem):
@@ -229,6 +234,34 @@ class Gating:
         if isinstance(session, pytest.Session) and self.config.getoption("maxfail", 0) == 1:
             session.shouldfail = f"stopping after {nodeid} was missed"
 
+    def _show_progress(self, totals: Totals) -> None:
+        """A line that moves while answers arrive; where nobody watches, only its end."""
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        moment = time.monotonic()
+        is_over = totals.waiting == 0
+        is_watched = terminal is not None and terminal._tw.hasmarkup
+        if terminal is None or not (is_over or (is_watched and moment - self.shown_at > 0.1)):
+            return
+        if self.shown_at == 0.0:
+            terminal.ensure_newline()
+            self.began_at = moment
+        self.shown_at = moment
+        ended = totals.asked + totals.unanswered
+        line = report.progress(
+            "asking",
+            answered=ended,
+            total=ended + totals.waiting,
+            in_flight=min(totals.waiting, self.settings.in_flight),
+            spent_nanousd=totals.spent_nanousd,
+            elapsed_s=moment - self.began_at,
+            width=min(terminal._tw.fullwidth, 96) - 1,
+            unicode=_can_say_unicode(terminal._tw),
+        )
+        terminal.write(f"\r{line}\x1b[K" if is_watched else line, flush=True)
+        if is_over:
+            terminal.write("\n")
+            terminal.currentfspath = None
+
     # --- xdist ----------------------------------------------------------------------------------
 
     @pytest.hookimpl(optionalhook=True)
@@ -237,10 +270,17 @@ class Gating:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """The cases of a file stay in one worker: it asks them all at once, and nobody asks twice."""
-        from xdist.scheduler import LoadFileScheduling
+        """A config and its cases stay in one worker: it asks them all at once, and nobody asks twice."""
+        from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # ships no types
 
-        return LoadFileScheduling(config, log)
+        configs = {file: check.config for file, checks in self.by_file.items() for check in checks}
+
+        class ByConfig(LoadFileScheduling):  # type: ignore[misc]  # its base ships no types
+            def _split_scope(self, nodeid: str) -> str:
+                file = str(super()._split_scope(nodeid))
+                return configs.get(file, file)
+
+        return ByConfig(config, log)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: Any) -> None:
@@ -256,9 +296,10 @@ class Gating:
             return
         try:
             made = conclusion.conclude(
-                gating=conclusion.Run(
+                conclusion.Run(
                     root=self.root,
                     settings=self.settings,
+                    changes=self.changes,
                     answers=self.answers,
                     chosen=self.chosen,
                     outcomes=self._complete(),
@@ -271,7 +312,7 @@ class Gating:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
             return
         self.made = made
-        session.exitstatus = _exit_status(exitstatus, made.blocks)
+        session.exitstatus = _exit_status(exitstatus, any(each.blocks for each in made.changes))
 
     def _complete(self) -> tuple[Outcome, ...]:
         """Every outcome, and for each check without one that it is not known."""
@@ -300,7 +341,8 @@ class Gating:
             return
         terminalreporter.write_sep("=", "deploy gates")
         writer = terminalreporter._tw
-        lines = self.lines or self.made.screen(
+        lines = self.lines or report.terminal(
+            self.made,
             color=writer.hasmarkup,
             unicode=_can_say_unicode(writer),
             verbose=self.config.get_verbosity(),
@@ -337,18 +379,17 @@ class GateItem(pytest.Item):
     def runtest(self) -> None:
         parent = self.parent
         assert isinstance(parent, GateFile)
-        outcome = parent.gating.answers.outcome(self.check, self._selected_with)
+        outcome = parent.gating.answers.outcome(self.check, self._together)
         self.outcome = outcome
         if outcome.found is Found.MISSED and not self.check.case:
             raise Missed("\n".join(outcome.reasons))
 
-    @property
-    def _selected_with(self) -> list[Check]:
-        """All selected checks of this file: they are asked together."""
+    def _together(self) -> list[Check]:
+        """All selected checks of this config: they are asked at once."""
         return [
             each.check
             for each in self.session.items
-            if isinstance(each, GateItem) and each.check.file == self.check.file
+            if isinstance(each, GateItem) and each.check.config == self.check.config
         ]
 
     def tell(self, report: pytest.TestReport) -> None:

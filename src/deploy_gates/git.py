@@ -48,8 +48,7 @@ class Git:
 
     def read(self, commit: str, path: str) -> bytes | None:
         """A file as it was at `commit`; `None` if it was not there."""
-        done = _run(self.root, ("cat-file", "blob", f"{commit}:./{path}"))
-        return done.stdout if done.returncode == 0 else None
+        return read(self.root, commit, path)
 
     def files(self, commit: str) -> tuple[str, ...]:
         """Every file at `commit` below the folder."""
@@ -127,6 +126,12 @@ class Git:
             hint="fetch it (`fetch-depth: 0` in CI), set `default_branch` under [tool.deploy_gates], "
             "or name a commit with --gate-base",
         )
+
+
+def read(root: Path, commit: str, path: str) -> bytes | None:
+    """A file below `root` as it was at `commit`; `None` if it was not there."""
+    done = _run(root, ("cat-file", "blob", f"{commit}:./{path}"))
+    return done.stdout if done.returncode == 0 else None
 
 
 def find(root: Path) -> Git | None:

@@ -149,7 +149,7 @@ class _Comparing:
         baseline, candidate = snapshot(file, self._reading(self.base.commit)), read_snapshot(self.root, file)
         if baseline.texts == candidate.texts and not candidate.problems and not self.is_new_policy:
             return None
-        return _change(baseline, candidate, self.base.name)
+        return _change(baseline, candidate, self.base.name, self.base.commit)
 
     def _appeared(self, file: str, gone: list[str]) -> ConfigChange:
         """A config that is not in the base: new, or renamed from one that is gone."""
@@ -158,7 +158,8 @@ class _Comparing:
             baseline = snapshot(each, self._reading(self.base.commit))
             if _is_renamed(baseline, candidate):
                 gone.remove(each)
-                return replace(_change(baseline, candidate, self.base.name), renamed_from=baseline.name)
+                change = _change(baseline, candidate, self.base.name, self.base.commit)
+                return replace(change, renamed_from=baseline.name)
         return replace(_new(candidate), base=self.base.name)
 
     def _since_last_change(self, file: str) -> ConfigChange:
@@ -172,7 +173,7 @@ class _Comparing:
                 break
             baseline = snapshot(file, self._reading(before))
             if baseline.config is not None and baseline.config.digest != digest:
-                return _change(baseline, candidate, f"{before[:7]}, before its last change")
+                return _change(baseline, candidate, before[:7], before)
         return replace(_new(candidate), base="nothing before it in this clone")
 
     def _reading(self, commit: str) -> Reading:
@@ -185,12 +186,11 @@ class _Comparing:
         return read
 
 
-def baseline_recordings(root: Path, change: ConfigChange, commit: str = "") -> bytes:
-    """The baseline's own recordings as they are in `commit`: the work tree may have dropped them."""
-    repository = git.find(root)
-    if repository is None or change.baseline is None or not commit:
+def baseline_recordings(root: Path, change: ConfigChange) -> bytes:
+    """The baseline's own recordings, as they were with it: the work tree may have dropped them."""
+    if change.baseline is None or not change.base_commit:
         return b""
-    return repository.read(commit, posixpath.join(change.baseline.folder, RECORDINGS)) or b""
+    return git.read(root, change.base_commit, posixpath.join(change.baseline.folder, RECORDINGS)) or b""
 
 
 def _check_names(files: Iterable[str], names: Sequence[str]) -> None:
@@ -231,11 +231,18 @@ def _new(candidate: Snapshot) -> ConfigChange:
     return ConfigChange(name=candidate.name, baseline=None, candidate=candidate, base="nothing")
 
 
-def _change(baseline: Snapshot, candidate: Snapshot, base: str) -> ConfigChange:
+def _change(baseline: Snapshot, candidate: Snapshot, base: str, commit: str) -> ConfigChange:
     told: tuple[FieldChange, ...] = ()
     if baseline.config is not None and candidate.config is not None:
         told = difference.fields(baseline.config, candidate.config)
-    return ConfigChange(name=candidate.name, baseline=baseline, candidate=candidate, fields=told, base=base)
+    return ConfigChange(
+        name=candidate.name,
+        baseline=baseline,
+        candidate=candidate,
+        fields=told,
+        base=base,
+        base_commit=commit,
+    )
 
 
 def _is_renamed(baseline: Snapshot, candidate: Snapshot) -> bool:

@@ -211,6 +211,8 @@ class ConfigChange:
     fields: tuple[FieldChange, ...] = ()
     base: str = ""
     """What it is compared with, for people: `main`, `3f9c2e1`."""
+    base_commit: str = ""
+    """The commit the baseline was read from."""
     renamed_from: str = ""
     recordings: Mapping[str, Answer] = field(default_factory=dict, repr=False)
     """Recorded answers by the key of their question."""

@@ -1,0 +1,261 @@
+"""Where the answers of one run come from: recordings, the journals of killed runs, and endpoints.
+
+One engine a config, one budget for all of them. What is asked is journaled as it is answered; when the run
+ends, one process merges the journals into the recordings.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+
+from deploy_gates import catalog, clock, prompt, recordings, tokens, workspace
+from deploy_gates.core.canonical import JsonObject
+from deploy_gates.core.config import ConfigChange, ModelConfig
+from deploy_gates.core.cost import Price, Usage, dollars, nanousd
+from deploy_gates.core.errors import PromptError, SettingsError, WorkspaceError
+from deploy_gates.core.gate import Check, Found, GateName, Outcome
+from deploy_gates.core.policy import Context
+from deploy_gates.core.question import Answer, Question
+from deploy_gates.model import Budget, Endpoint, Engine, Record, Totals
+from deploy_gates.recordings import Journal
+from deploy_gates.settings import Settings
+from deploy_gates.workspace import STATE_FOLDER, Changes
+
+OFFLINE = (GateName.TYPE, GateName.UNIT, GateName.COST)
+"""These ask nobody. Where one of them blocks, no question is paid for."""
+BASE_URL = "OPENAI_BASE_URL"
+"""Overrides the endpoint of every config, as it does in the official client."""
+
+
+class Answers:
+    """Answers to the checks of one process, for all changed configs."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        settings: Settings,
+        changes: Changes,
+        record: str | None,
+        budget_usd: Decimal,
+        started: datetime,
+        processes: int = 1,
+        on_progress: Callable[[Totals], None] | None = None,
+    ) -> None:
+        """`processes` share the budget in equal parts: none knows what the others spend."""
+        self.root = root
+        self.settings = settings
+        self.budget_usd = budget_usd
+        self.notes: list[str] = []
+        self._asked_for = record
+        self._on_progress = on_progress
+        self._count_tokens = tokens.Tokenizer(root / STATE_FOLDER)
+        self._budget = Budget(nanousd(budget_usd) // processes)
+        self._engines: dict[tuple[str, bool], Engine] = {}
+        """By config, and by whether they may ask."""
+        self._blocking: dict[str, tuple[GateName, ...]] = {}
+        """By config: the offline gates that block it already, once its first question is due."""
+        self._records = {each.name: self._record(each) for each in changes.changed}
+        self._journals = {each.name: self._journal(each, started) for each in changes.changed}
+        self.changes = tuple(self._with_recordings(each) for each in changes.changed)
+        self.context = Context(
+            policy=settings.policy,
+            now=started,
+            root=str(root),
+            live=any(record is not Record.NONE for record in self._records.values()),
+            budget_usd=budget_usd,
+            count_tokens=self._count_tokens,
+        )
+
+    # --- What is recorded -----------------------------------------------------------------------
+
+    def _journal(self, change: ConfigChange, started: datetime) -> Journal:
+        folder = self.root / STATE_FOLDER / "journal"
+        return Journal(folder, change.name, now=started, again=self._records[change.name] is Record.ALL)
+
+    def _with_recordings(self, change: ConfigChange) -> ConfigChange:
+        """The change with every recorded answer that may serve it: its own, and the baseline's."""
+        kept = recordings.load(self._file(change))
+        self.notes += kept.warnings
+        before = workspace.baseline_recordings(self.root, change)
+        older = recordings.parse(before, f"{change.name}'s recordings at {change.base}").answers
+        journaled = self._journals[change.name].answers
+        return replace(change, recordings={**older, **kept.answers, **journaled})
+
+    def _file(self, change: ConfigChange) -> Path:
+        return self.root / change.candidate.folder / workspace.RECORDINGS
+
+    # --- Whom to ask ----------------------------------------------------------------------------
+
+    def _record(self, change: ConfigChange) -> Record:
+        """What may be asked of this config: as told, or what is missing where a key is at hand."""
+        config = change.candidate.config
+        name = config.environment(self.settings.environment).api_key_env if config else ""
+        has_key = bool(name and os.environ.get(name))
+        if self._asked_for is None:
+            return Record.NEW if has_key else Record.NONE
+        record = Record(self._asked_for)
+        if record is not Record.NONE and config and not has_key:
+            raise SettingsError(
+                f"--gate-record={record} asks the endpoint of {change.name}, and {name} is not set",
+                hint=f"set {name} (to anything, for a server that wants no key), or replay with "
+                "--gate-record=none",
+            )
+        return record
+
+    def _endpoint(self, config: ModelConfig) -> Endpoint:
+        environment = config.environment(self.settings.environment)
+        declared = self.settings.policy.models
+        return Endpoint(
+            base_url=os.environ.get(BASE_URL) or environment.base_url,
+            api_key=os.environ.get(environment.api_key_env, ""),
+            timeout_s=environment.timeout_s,
+            served_as={name: each.served_as for name, each in declared.items()},
+        )
+
+    def _engine(self, change: ConfigChange, *, may_ask: bool) -> Engine:
+        engine = self._engines.get((change.name, may_ask))
+        if engine is None:
+            config, record = change.candidate.config, self._records[change.name]
+            may = may_ask and config is not None and record is not Record.NONE
+            engine = self._engines[change.name, may_ask] = Engine(
+                recorded=change.recordings,
+                endpoint=self._endpoint(config) if may and config else None,
+                record=record if may else Record.NONE,
+                journal=self._journals[change.name] if may else None,
+                price=self._cost_nanousd,
+                estimate=self._worst_case,
+                now=clock.now,
+                budget=self._budget,
+                in_flight=self.settings.in_flight,
+                on_progress=self._on_progress,
+            )
+        return engine
+
+    def _cost_nanousd(self, question: Question, usage: Usage) -> int | None:
+        price = self._price(question.model, str(question.body.get("service_tier", "")))
+        return None if price is None else price.cost_nanousd(usage)
+
+    @functools.cache  # noqa: B019  # lives as long as the run
+    def _price(self, model: str, service_tier: str) -> Price | None:
+        return catalog.price(model, self.settings.policy, self.context.now, service_tier=service_tier)
+
+    def _worst_case(self, question: Question) -> Usage:
+        facts = catalog.facts(question.model, self.settings.policy, self.context.now.date())
+        return tokens.worst_case(
+            question,
+            self._count_tokens,
+            encoding=facts.encoding if facts else catalog.ASSUMED_ENCODING,
+            max_output_tokens=facts.max_output_tokens if facts else None,
+        )
+
+    # --- Answers --------------------------------------------------------------------------------
+
+    def outcome(self, check: Check, together: Callable[[], Sequence[Check]]) -> Outcome:
+        """What a check found. The first of a config has all that are `together` with it asked at once."""
+        change = next(each for each in self.changes if each.name == check.config)
+        if check.gate in OFFLINE:
+            return self._engine(change, may_ask=False).outcome(check)
+        if change.name not in self._blocking:
+            self._ask_ahead(change, together())
+        blocking = self._blocking[change.name]
+        outcome = self._engine(change, may_ask=not blocking).outcome(check)
+        if blocking and outcome.found is Found.UNKNOWN and self._records[change.name] is not Record.NONE:
+            said = f"not asked, since the {' and the '.join(blocking)} gate already blocks"
+            return replace(outcome, reasons=(said,))
+        return outcome
+
+    def _ask_ahead(self, change: ConfigChange, checks: Sequence[Check]) -> None:
+        """Have everything asked at once; nothing, where the config cannot pass whatever is answered."""
+        offline = self._engine(change, may_ask=False)
+        self._blocking[change.name] = blocking = tuple(
+            gate
+            for gate in OFFLINE
+            if any(offline.outcome(each).found is not Found.MET for each in checks if each.gate is gate)
+        )
+        engine = self._engine(change, may_ask=not blocking)
+        asking = [check for check in checks if check.gate not in OFFLINE]
+        engine.ask_ahead(asking)
+        for check in asking:
+            engine.outcome(check)
+
+    def asker(self, change: ConfigChange) -> Callable[[JsonObject], Answer]:
+        """Asks the candidate of `change` with these inputs."""
+
+        def ask(inputs: JsonObject) -> Answer:
+            config = change.candidate.config
+            assert config is not None, "the fixture `candidate` has refused before"
+            return self._engine(change, may_ask=True).ask(prompt.ask(config, inputs))
+
+        return ask
+
+    # --- Told and kept --------------------------------------------------------------------------
+
+    def header(self, changes: Changes, gates: Sequence[GateName]) -> list[str]:
+        """What is about to happen, before anything is paid for."""
+        if not self.changes:
+            return []
+        count = f"{len(self.changes)} config{'s' if len(self.changes) > 1 else ''}"
+        line = f"deploy-gates: {count} to gate, compared with {changes.base}"
+        if {GateName.GOLDEN, GateName.INTEGRATION} & set(gates):
+            recorded, missing = self._counted()
+            line += f"; {recorded:,} answers recorded, {missing:,} missing"
+            if self.context.live:
+                line += f", budget {dollars(nanousd(self.budget_usd))}"
+            else:
+                line += ", nobody is asked"
+        return [line]
+
+    def _counted(self) -> tuple[int, int]:
+        recorded = missing = 0
+        for change in self.changes:
+            keys = set(_keys(change))
+            known = {} if self._records[change.name] is Record.ALL else change.recordings
+            recorded += sum(key in known for key in keys)
+            missing += sum(key not in known for key in keys)
+        return recorded, missing
+
+    @property
+    def price_source(self) -> str:
+        """Where the prices of the candidates are from."""
+        sources = set()
+        for change in self.changes:
+            if change.candidate.config and (price := self._price(change.candidate.config.model, "")):
+                sources.add(price.source)
+        return "; ".join(sorted(sources))
+
+    def close(self) -> None:
+        """Stop asking; what was answered is in the journals."""
+        for engine in self._engines.values():
+            engine.close()
+            if engine.problem is not None:
+                self.notes.append(engine.problem.message)
+        self._count_tokens.save()
+
+    def keep(self) -> list[str]:
+        """Merge what was asked into the recordings; what stands in the way of it, as notes."""
+        notes = list(dict.fromkeys(self.notes))
+        for change in self.changes:
+            try:
+                recordings.merge(self._file(change), self._journals[change.name], order=_keys(change))
+            except WorkspaceError as error:
+                notes.append(error.message)
+        return notes
+
+
+def _keys(change: ConfigChange) -> Iterator[str]:
+    """The keys of all golden questions of both arms, in the order of the cases."""
+    for snapshot in (change.baseline, change.candidate):
+        if snapshot is None or snapshot.config is None:
+            continue
+        for case in change.candidate.cases:
+            try:
+                yield prompt.ask(snapshot.config, case.inputs).key
+            except PromptError:
+                continue
