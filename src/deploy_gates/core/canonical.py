@@ -21,7 +21,24 @@ def canonical(value: Json) -> bytes:
 
 def digest(value: Json) -> str:
     """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical(value)).hexdigest()
+    return hashlib.sha256(canonical(_ordered(value))).hexdigest()
+
+
+def _ordered(value: Json) -> Json:
+    """`value` with the order of a schema's properties spelled out, where it is not that of the alphabet.
+
+    Canonical JSON sorts keys, but models write an object's fields in the order in which the schema names
+    them: whether the reason comes before the category or after it makes another answer.
+    """
+    if isinstance(value, list):
+        return [_ordered(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    made = {key: _ordered(each) for key, each in value.items()}
+    properties = value.get("properties")
+    if isinstance(properties, dict) and list(properties) != sorted(properties):
+        made["propertyOrdering"] = list(properties)
+    return made
 
 
 def short(full: str) -> str:

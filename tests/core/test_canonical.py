@@ -1,0 +1,43 @@
+"""One spelling for each value, and one digest for each spelling."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from deploy_gates.core.canonical import Json, canonical, digest
+
+
+@pytest.mark.parametrize(
+    ("value", "spelling"),
+    [
+        ({"b": 1, "a": [True, None]}, b'{"a":[true,null],"b":1}'),
+        (1.0, b"1"),
+        (1e21, b"1e+21"),
+        (0.000001, b"0.000001"),
+        ('\u20ac\x0f\n\\"', b'"\xe2\x82\xac\\u000f\\n\\\\\\""'),
+        # UTF-16 code units decide: the surrogate pair of U+1F600 comes before U+FB33.
+        ({"\ufb33": 1, "\U0001f600": 2}, '{"\U0001f600":2,"\ufb33":1}'.encode()),
+    ],
+)
+def test_values_are_spelled_as_rfc_8785_says(value: Json, spelling: bytes) -> None:
+    assert canonical(value) == spelling
+
+
+def test_the_digest_is_that_of_the_canonical_spelling() -> None:
+    assert digest({"b": 1, "a": 2}) == hashlib.sha256(b'{"a":2,"b":1}').hexdigest()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**53])
+def test_numbers_that_json_cannot_say_have_no_spelling(value: float) -> None:
+    with pytest.raises(ValueError):
+        canonical(value)
+
+
+def test_the_order_of_a_schemas_properties_is_part_of_what_it_says() -> None:
+    reason_first: Json = {"properties": {"reason": {}, "category": {}}, "type": "object"}
+    category_first: Json = {"type": "object", "properties": {"category": {}, "reason": {}}}
+
+    assert digest(reason_first) != digest(category_first)
+    assert digest(category_first) == hashlib.sha256(canonical(category_first)).hexdigest()
