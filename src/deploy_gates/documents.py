@@ -450,6 +450,9 @@ def _choices(allowed: Sequence[object]) -> str:
 
 
 def _short(value: object) -> str:
+    """A value as messages show it: what may be a secret in the wrong place shows its beginning only."""
+    if isinstance(value, str) and len(value) >= 20 and " " not in value:
+        return f'"{value[:4]}…", {len(value)} characters long'
     return _clip(json.dumps(value, ensure_ascii=False), 60)
 
 
