@@ -425,8 +425,10 @@ def test_only_cases_that_both_arms_render_are_compared() -> None:
         a_case("new", inputs={"body": "word " * 5_000}),
     ]
 
-    figures = request(changed(a_model(), base, cases))
+    made = outcomes(changed(a_model(), base, cases))["request"]
+    figures = made.figures
 
+    assert made.found is Found.MET
     assert (figures["increase_pct"], figures["compared"], figures["cases"]) == (0, 1, 2)
     assert "compared over the 1 cases that the baseline renders" in str(figures["notes"])
 
