@@ -17,17 +17,17 @@ import gzip
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from deploy_gates import files
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.cost import Usage
+from deploy_gates.core.errors import WorkspaceError
 from deploy_gates.core.question import Answer, Api, Question
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ LONG_PIECE = 500
 """Characters in a row that are never split: from here on pure Python takes too long for them."""
 PIECES_MAX = 1 << 16
 COUNTS_MAX = 20_000
-"""So many counts are kept for the next run: a megabyte and a half."""
+"""So many counts are kept for the next run: a megabyte."""
 COUNTS_FILE = "tokens.json"
 
 
@@ -120,12 +120,8 @@ class Tokenizer:
             key: count for key, count in _load(self._file).items() if key not in self._used
         }
         content = json.dumps(dict(list(merged.items())[:COUNTS_MAX]), separators=(",", ":"))
-        with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{COUNTS_FILE}.", dir=self._file.parent)
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(content)
-            Path(temporary).replace(self._file)
+        with contextlib.suppress(WorkspaceError):
+            files.replace(self._file, content.encode())
             self._is_grown = False
 
     @functools.cached_property

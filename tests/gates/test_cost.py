@@ -372,7 +372,8 @@ def test_a_mean_may_rise_as_far_as_the_policy_allows_and_no_further(allowed_pct:
 
 
 def test_what_makes_a_request_dearer_is_said() -> None:
-    change = changed(a_model("Sort the ticket." + " now" * 400), a_model())
+    profile = Traffic(output_tokens=Profile(p50=50, p95=50))
+    change = changed(a_model("Sort the ticket." + " now" * 400, traffic=profile), a_model())
 
     result = judged(change)
 
@@ -382,6 +383,17 @@ def test_what_makes_a_request_dearer_is_said() -> None:
         "allowed: input 100 → 500 tokens, output 50 → 50",
     )
     assert result.hint == "if it is worth that, raise `max_increase_pct` in [tool.deploy_gates.cost]"
+
+
+def test_where_only_the_longest_answer_is_known_the_hint_is_to_know_more() -> None:
+    change = changed(a_model(parameters={"max_completion_tokens": 500}), a_model())
+
+    result = judged(change)
+
+    assert result.verdict is Verdict.FAIL
+    assert result.hint == (
+        "answers are taken to be as long as allowed; record some, or declare `traffic.output_tokens`"
+    )
 
 
 def test_a_cheaper_request_is_a_smaller_number_and_no_problem() -> None:

@@ -28,6 +28,9 @@ from deploy_gates.core.policy import Context
 from deploy_gates.core.question import Answer, Question
 from deploy_gates.tokens import Inputs
 
+LONGEST = "the longest answer allowed"
+"""Taken as the length of an answer of which nobody knows more."""
+
 
 def checks(change: ConfigChange, context: Context) -> Iterator[Check]:
     """What the change will cost: whether anybody knows, per request, and per month."""
@@ -197,6 +200,9 @@ class Estimate:
     cases: int
     compared: int
     recorded: int
+    """So many of the candidate's answers say what they used."""
+    assumed_longest: int
+    """Of so many nothing is known, so they are taken to be as long as allowed."""
     calibration: tokens.Calibration | None
     notes: tuple[str, ...]
 
@@ -237,6 +243,7 @@ def _estimate(change: ConfigChange, config: ModelConfig, context: Context) -> Es
         cases=len(asked),
         compared=len(base_asked) if baseline else 0,
         recorded=sum(each.used is not None for each in candidate.requests.values()),
+        assumed_longest=_sources(candidate, baseline).count(LONGEST),
         calibration=own.calibration,
         notes=(*own.notes, *_notes(change, candidate, baseline)),
     )
@@ -303,7 +310,7 @@ def _length(case: str, arm: Arm, other: Arm | None, profile: Profile | None) -> 
         return Length(usual=length, high=length, source="the other arm's answer")
     if profile is not None:
         return Length(usual=profile.p50, high=profile.p95, source="traffic.output_tokens")
-    return Length(usual=arm.output_bound, high=arm.output_bound, source="the longest answer allowed")
+    return Length(usual=arm.output_bound, high=arm.output_bound, source=LONGEST)
 
 
 def _spread(arm: Arm, other: Arm | None, cases: Iterable[str], candidate: ModelConfig) -> Spread:
@@ -337,6 +344,12 @@ def _spread(arm: Arm, other: Arm | None, cases: Iterable[str], candidate: ModelC
     )
 
 
+def _sources(candidate: Arm, baseline: Arm | None) -> list[str]:
+    """Where the lengths of the candidate's answers are from."""
+    profile = candidate.config.traffic.output_tokens
+    return [_length(case, candidate, baseline, profile).source for case in candidate.requests]
+
+
 def _percentile(values: Sequence[int], percent: int) -> int:
     """The smallest of the sorted `values` that `percent` of them do not exceed."""
     return values[math.ceil(len(values) * percent / 100) - 1]
@@ -344,8 +357,7 @@ def _percentile(values: Sequence[int], percent: int) -> int:
 
 def _notes(change: ConfigChange, candidate: Arm, baseline: Arm | None) -> Iterator[str]:
     """What the figures rest on, as far as it is not plain usage."""
-    profile = candidate.config.traffic.output_tokens
-    sources = [_length(case, candidate, baseline, profile).source for case in candidate.requests]
+    sources = _sources(candidate, baseline)
     for source in dict.fromkeys(filter(None, sources)):
         yield f"{sources.count(source)} of {len(sources)} answers are as long as {source}"
     used = [each.used for each in candidate.requests.values() if each.used is not None]
@@ -382,6 +394,7 @@ def _request(
         "cases": estimate.cases,
         "compared": estimate.compared,
         "recorded": estimate.recorded,
+        "assumed_longest": estimate.assumed_longest,
         "uncached_nanousd": estimate.candidate.uncached,
         "calibration": asdict(estimate.calibration) if estimate.calibration else None,
     }
@@ -467,6 +480,8 @@ def _hint(figures: JsonObject, context: Context) -> str:
     increase_pct = figures.get("increase_pct")
     if not isinstance(increase_pct, float) or increase_pct <= context.policy.cost.max_increase_pct:
         return ""
+    if figures["assumed_longest"]:
+        return "answers are taken to be as long as allowed; record some, or declare `traffic.output_tokens`"
     return "if it is worth that, raise `max_increase_pct` in [tool.deploy_gates.cost]"
 
 

@@ -143,16 +143,18 @@ def _fits_context(
         return check.outcome(Found.UNKNOWN, _no_case(change))
     window, whose = min(known)
     encoding = facts.encoding if facts else catalog.ASSUMED_ENCODING
+    is_exact = facts.encoding_is_exact if facts else False
     questions = [question for _, question in prompts.asked]
     base = change.baseline.config if change.baseline else None
-    if base is not None and base.model == config.model:  # what was billed for its requests corrects ours
+    if base is not None and base.model == config.model and not is_exact:
+        # What was billed for the baseline's requests corrects what is counted for ours.
         questions += [question for _, question in _rendered(base, change.candidate.cases).asked]
     inputs = tokens.measure(
         questions,
         change.recordings,
         context.count_tokens,
         encoding=encoding,
-        encoding_is_exact=facts.encoding_is_exact if facts else False,
+        encoding_is_exact=is_exact,
     )
     answers = (context.count_tokens(encoding, text) for _, text in _answers(prompts, change, config))
     reserved = config.max_output_tokens or max(answers, default=0)
