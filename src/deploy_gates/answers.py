@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -61,6 +62,8 @@ class Answers:
         """By config, and by whether they may ask."""
         self._blocking: dict[str, tuple[GateName, ...]] = {}
         """By config: the offline gates that block it already, once its first question is due."""
+        self.asking_s: dict[str, float] = {}
+        """By config: how long it took until all its questions were answered."""
         self._records = {each.name: self._record(each) for each in changes.changed}
         self._journals = {each.name: self._journal(each, started) for each in changes.changed}
         self.changes = tuple(self._with_recordings(each) for each in changes.changed)
@@ -179,11 +182,13 @@ class Answers:
             for gate in OFFLINE
             if any(offline.outcome(each).found is not Found.MET for each in checks if each.gate is gate)
         )
+        began = time.perf_counter()
         engine = self._engine(change, may_ask=not blocking)
         asking = [check for check in checks if check.gate not in OFFLINE]
         engine.ask_ahead(asking)
         for check in asking:
             engine.outcome(check)
+        self.asking_s[change.name] = time.perf_counter() - began
 
     def asker(self, change: ConfigChange) -> Callable[[JsonObject], Answer]:
         """Asks the candidate of `change` with these inputs."""
@@ -197,12 +202,13 @@ class Answers:
 
     # --- Told and kept --------------------------------------------------------------------------
 
-    def header(self, changes: Changes, gates: Sequence[GateName]) -> list[str]:
+    def header(self, gates: Sequence[GateName]) -> list[str]:
         """What is about to happen, before anything is paid for."""
         if not self.changes:
             return []
         count = f"{len(self.changes)} config{'s' if len(self.changes) > 1 else ''}"
-        line = f"deploy-gates: {count} to gate, compared with {changes.base}"
+        bases = " and ".join(sorted({each.base for each in self.changes}))
+        line = f"deploy-gates: {count} to gate, compared with {bases}"
         if {GateName.GOLDEN, GateName.INTEGRATION} & set(gates):
             recorded, missing = self._counted()
             line += f"; {recorded:,} answers recorded, {missing:,} missing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -63,7 +63,11 @@ def _judged(run: Run, change: ConfigChange) -> GateReport:
     outcomes = [each for each in run.outcomes if each.config == change.name]
     context = run.answers.context
     results = tuple(
-        GATES[name].judge(change, outcomes, context) if name in run.chosen else _skipped(name)
+        _timed(
+            GATES[name].judge(change, outcomes, context), outcomes, run.answers.asking_s.get(change.name, 0.0)
+        )
+        if name in run.chosen
+        else _skipped(name)
         for name in GateName
     )
     sealed = evidence.seal(change, results, outcomes, _provenance(run))
@@ -84,6 +88,13 @@ def _judged(run: Run, change: ConfigChange) -> GateReport:
     return GateReport(
         change=change, results=results, evidence_path=path.as_posix(), open_to=open_to, hints=_hints(open_to)
     )
+
+
+def _timed(result: GateResult, outcomes: Sequence[Outcome], asking_s: float) -> GateResult:
+    """The result with what its gate took and spent. Golden cases are answered side by side, not in a row."""
+    own = [each for each in outcomes if each.gate is result.gate]
+    took_s = asking_s if result.gate is GateName.GOLDEN else sum(each.took_s for each in own)
+    return replace(result, took_s=took_s, spent_nanousd=sum(each.spent_nanousd for each in own))
 
 
 def _hints(open_to: Sequence[str]) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class Gating:
     # --- Collection -----------------------------------------------------------------------------
 
     def pytest_report_header(self) -> list[str]:
-        return self.answers.header(self.changes, self.chosen)
+        return self.answers.header(self.chosen)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session: pytest.Session) -> bool | None:
@@ -192,8 +192,11 @@ class Gating:
             return
         gate = self._team_gate(item)
         assert gate is not None, "tests without a gate were deselected"
+        found, reason = _found(report, call)
+        if report.failed and found is Found.UNKNOWN:
+            report.outcome, report.longrepr = "skipped", (str(item.path), 0, reason)
+            report.user_properties.append(("unknown", reason))
         for name in self._team_configs(item):
-            found, reason = _found(report, call)
             outcome = Outcome(
                 check=item.nodeid,
                 gate=gate,
@@ -286,12 +289,16 @@ class Gating:
     def pytest_testnodedown(self, node: Any, error: Any) -> None:
         if error:
             self.lost.add(f"worker {node.gateway.id}")
+        self.answers.asking_s.update(getattr(node, "workeroutput", {}).get("deploy_gates_asking_s", {}))
 
     # --- The end --------------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int | pytest.ExitCode) -> None:
         self.answers.close()
+        if self.worker is not None:
+            output: dict[str, Any] = self.config.workeroutput  # type: ignore[attr-defined]  # of xdist
+            output["deploy_gates_asking_s"] = self.answers.asking_s
         if self.worker is not None or self.config.option.collectonly:
             return
         try:
