@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploy_gates.core.canonical import Json, canonical, digest
 
@@ -41,3 +44,19 @@ def test_the_order_of_a_schemas_properties_is_part_of_what_it_says() -> None:
 
     assert digest(reason_first) != digest(category_first)
     assert digest(category_first) == hashlib.sha256(canonical(category_first)).hexdigest()
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.text()
+    | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_the_fast_spelling_is_that_of_the_reference(value: Json) -> None:
+    assert canonical(value) == rfc8785.dumps(value)
