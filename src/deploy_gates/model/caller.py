@@ -1,0 +1,407 @@
+"""One endpoint is asked, as many questions at once as it takes, on a thread of its own.
+
+Bounds: a call takes at most `Endpoint.timeout_s`, a question at most `retries` calls more than one, and no
+wait between two of them is longer than `WAIT_MAX_S`. A 429 counts as no try while others are answered: the
+question waits for its turn, and fewer are asked at once. In all, a question ends after `retries + 1` times
+`timeout_s + WAIT_MAX_S`. Where the endpoint is plainly dead, the rest is not asked at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import httpx2
+import openai
+
+from deploy_gates.core.canonical import JsonObject
+from deploy_gates.core.cost import Usage, dollars
+from deploy_gates.core.errors import Cause, Unanswered, WorkspaceError
+from deploy_gates.core.question import Answer, Api, Question
+from deploy_gates.model import failures, protocol
+from deploy_gates.model.values import (
+    INTERRUPTED,
+    Budget,
+    Endpoint,
+    Failed,
+    Job,
+    Journal,
+    Price,
+    Room,
+    Settled,
+)
+
+WAIT_MAX_S = 60.0
+"""An endpoint that asks for a longer wait is given up."""
+BACKOFF_S = 0.25
+BACKOFF_FACTOR = 3.0
+BACKOFF_MAX_S = 20.0
+REFUSED_MAX = 8
+"""So many connections refused in a row, and there is no endpoint."""
+DENIED_MAX = 3
+"""So many keys refused before anything was answered, and the key is wrong for all."""
+GIVEN_UP_MAX = 3
+"""So many questions given up in a row with nothing answered, and nothing will be."""
+SPEED_UP = 0.1
+SLOW_DOWN = 1.0
+"""Settles where one call in ten is throttled, so that a few 429s that load did not cause slow nothing."""
+STOP_WITHIN_S = 0.9
+
+
+class Caller:
+    """Asks questions, and delivers how each ended."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        journal: Journal | None,
+        price: Price,
+        budget: Budget,
+        in_flight: int,
+        retries: int,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] | None,
+        deliver: Callable[[Settled | None], None],
+    ) -> None:
+        """`deliver` is called on the thread of the caller; with `None` once, when that ends."""
+        self.problem: WorkspaceError | None = None
+        """Why answers can no longer be kept."""
+        self._endpoint = endpoint
+        self._journal = journal
+        self._price = price
+        self._budget = budget
+        self._retries = retries
+        self._now = now
+        self._clock = clock
+        self._sleep = sleep or asyncio.sleep
+        self._deliver = deliver
+        self._client: openai.AsyncOpenAI | None = None
+        self._queue: deque[Job] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: Failed | None = None
+        """Why nothing more is asked."""
+        self._in_flight = max(1, in_flight)
+        self._limit = float(self._in_flight)
+        self._answered = 0
+        self._refused = 0
+        self._denied = 0
+        self._given_up = 0
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="deploy-gates", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Ask these, in this order."""
+        self._on_loop(self._enqueue, jobs)
+
+    def stop(self) -> None:
+        """Leave everything unfinished, now; whatever has no answer is delivered as interrupted."""
+        self._on_loop(self._stop)
+        self._thread.join(STOP_WITHIN_S)
+
+    def _on_loop(self, do: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(do, *arguments)
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        finally:
+            self._deliver(None)
+
+    async def _serve(self) -> None:
+        try:
+            if self._journal is not None:
+                self._journal.open()
+            self._client = _client(self._endpoint)
+        except WorkspaceError as error:
+            self._cannot_keep(error)
+        except Exception as error:  # noqa: BLE001  # a client that cannot be made reaches no endpoint
+            self._end(self._failed(error))
+        self._pump()
+        await self._stopping.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._client is not None:
+            await self._client.close()
+
+    def _stop(self) -> None:
+        self._end(INTERRUPTED)
+        self._stopping.set()
+
+    # --- Which question is next -----------------------------------------------------------------
+
+    def _enqueue(self, jobs: Sequence[Job]) -> None:
+        self._queue.extend(jobs)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Begin as many questions as may be under way; end those that will not be asked."""
+        while self._queue:
+            job = self._queue[0]
+            refusal = self._ended or self._unpriced(job)
+            if refusal is not None:
+                self._queue.popleft()
+                self._deliver(Settled(question=job.question, result=refusal))
+            elif self._client is None or len(self._tasks) >= int(self._limit):
+                return
+            else:
+                worst = job.worst_nanousd or 0
+                room = self._budget.reserve(worst, lambda: self._on_loop(self._pump))
+                if room is Room.LATER:
+                    return
+                if room is Room.NO:
+                    self._end(self._over_budget(worst), cancel=False)
+                else:
+                    self._begin(self._queue.popleft())
+
+    def _begin(self, job: Job) -> None:
+        task = self._loop.create_task(self._settle(job))
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._pump()
+
+    def _end(self, why: Failed, *, cancel: bool = True) -> None:
+        """Ask nothing more. With `cancel`, do not wait for what is under way either."""
+        self._ended = self._ended or replace(why, can_retry=False, usage=None)
+        if cancel:
+            for task in self._tasks:
+                task.cancel()
+        self._pump()
+
+    # --- One question ---------------------------------------------------------------------------
+
+    async def _settle(self, job: Job) -> None:
+        calls = _Calls(job=job, began=self._clock(), reserved_nanousd=job.worst_nanousd or 0)
+        result: Answer | Failed
+        try:
+            result = await self._ask(calls)
+        except asyncio.CancelledError:
+            result = self._ended or INTERRUPTED
+        except Exception as error:  # noqa: BLE001  # one question must not end the others
+            result = self._failed(error)
+        self._budget.settle(calls.reserved_nanousd)
+        if isinstance(result, Answer):
+            self._keep(job.question, result)
+        self._deliver(
+            Settled(
+                question=job.question,
+                result=result,
+                took_s=self._clock() - calls.began,
+                spent_nanousd=calls.spent_nanousd,
+                retried=calls.retried,
+                is_unpriced=calls.is_unpriced,
+            )
+        )
+
+    async def _ask(self, calls: _Calls) -> Answer | Failed:
+        """Call until there is an answer, or no use in calling."""
+        timeout_s = self._endpoint.timeout_s
+        until = calls.began + (self._retries + 1) * (timeout_s + WAIT_MAX_S)
+        answered_at_first = answered_before = self._answered
+        tries = 0
+        while True:
+            result = await self._call(calls.job.question, min(timeout_s, until - self._clock()))
+            self._learn(result)
+            if isinstance(result, Answer) or result.usage is not None:
+                self._pay(calls, result.usage)
+            if isinstance(result, Answer) or not result.can_retry:
+                return result
+            if not result.is_throttled or self._answered == answered_before:
+                tries += 1
+            answered_before = self._answered
+            wait_s = _backoff_s(tries) if result.wait_s is None else result.wait_s * random.uniform(1.0, 1.1)
+            if tries > self._retries or wait_s > WAIT_MAX_S or self._clock() + wait_s >= until:
+                return self._give_up(result, calls, is_silent=self._answered == answered_at_first)
+            await self._sleep(wait_s)
+            if not self._reserve_again(calls):
+                return self._over_budget(calls.job.worst_nanousd or 0)
+            calls.retried += 1
+
+    def _learn(self, result: Answer | Failed) -> None:
+        """Adapt to how the endpoint fares: ask fewer at once, or nothing more."""
+        if isinstance(result, Answer):
+            self._answered += 1
+            self._given_up = self._refused = 0
+            self._limit = min(float(self._in_flight), self._limit + SPEED_UP)
+            return
+        if result.is_throttled:
+            self._limit = max(1.0, self._limit - SLOW_DOWN)
+        self._refused = self._refused + 1 if result.is_refused else 0
+        self._denied += result.cause is Cause.UNAUTHORIZED
+        is_denied = self._denied >= DENIED_MAX and not self._answered
+        if self._refused >= REFUSED_MAX or is_denied:
+            self._end(result)
+
+    def _give_up(self, last: Failed, calls: _Calls, *, is_silent: bool) -> Failed:
+        self._given_up += 1
+        message = last.message
+        if last.wait_s is not None and last.wait_s > WAIT_MAX_S:
+            message += f", and asks to wait {last.wait_s:,.0f} s"
+        elif calls.retried:
+            message += f", also after {calls.retried} {'retry' if calls.retried == 1 else 'retries'}"
+        failed = replace(last, message=message, can_retry=False)
+        if is_silent and self._given_up >= GIVEN_UP_MAX:
+            self._end(failed)
+        return failed
+
+    # --- Money, and what is kept ----------------------------------------------------------------
+
+    def _unpriced(self, job: Job) -> Failed | None:
+        """Why a question cannot be asked under a budget: nobody knows what it may cost."""
+        if job.worst_nanousd is not None or self._budget.limit_nanousd is None:
+            return None
+        model = job.question.model
+        return Failed(
+            cause=Cause.BUDGET,
+            message=f"nobody knows what {model} costs, so the run could not keep to its budget",
+            hint=f'declare its price under `[tool.deploy_gates.models."{model}"]`',
+        )
+
+    def _over_budget(self, worst_nanousd: int) -> Failed:
+        limit, spent = self._budget.limit_nanousd or 0, self._budget.spent_nanousd
+        return Failed(
+            cause=Cause.BUDGET,
+            message=f"one more call may cost {dollars(worst_nanousd)}, and {dollars(spent)} of the run's "
+            f"{dollars(limit)} are spent",
+            hint="raise `--gate-budget`; what was answered is not asked again",
+        )
+
+    def _pay(self, calls: _Calls, usage: Usage | None) -> None:
+        """Post what a call cost; the worst it can, where the endpoint does not say what it used."""
+        cost = calls.job.worst_nanousd
+        if usage is not None:
+            try:
+                cost = self._price(calls.job.question, usage)
+            except Exception:  # noqa: BLE001  # whatever a price list raises, the price is not known
+                cost = None
+        calls.is_unpriced = calls.is_unpriced or cost is None
+        calls.spent_nanousd += cost or 0
+        self._budget.settle(calls.reserved_nanousd, cost or 0)
+        calls.reserved_nanousd = 0
+
+    def _reserve_again(self, calls: _Calls) -> bool:
+        """Reserve for another call, if the last one was paid for though it failed."""
+        worst = calls.job.worst_nanousd or 0
+        if not calls.reserved_nanousd and self._budget.reserve(worst, lambda: None) is not Room.YES:
+            return False
+        calls.reserved_nanousd = worst
+        return True
+
+    def _keep(self, question: Question, answer: Answer) -> None:
+        if self._journal is not None and self.problem is None:
+            try:
+                self._journal.append(question, answer)
+            except WorkspaceError as error:
+                self._cannot_keep(error)
+
+    def _cannot_keep(self, error: WorkspaceError) -> None:
+        """Answers that cannot be kept are not paid for; those under way are used all the same."""
+        self.problem = error
+        self._end(Failed(cause=Cause.INTERRUPTED, message=error.message, hint=error.hint), cancel=False)
+
+    # --- One call -------------------------------------------------------------------------------
+
+    async def _call(self, question: Question, within_s: float) -> Answer | Failed:
+        asked_at, began = self._now(), self._clock()
+        try:
+            async with asyncio.timeout(within_s):
+                answer = await self._post(question, began)
+        except TimeoutError:
+            return failures.too_slow(self._endpoint, within_s)
+        except Exception as error:  # noqa: BLE001  # whatever a network raises, there is no answer
+            return self._failed(error)
+        if not failures.is_served_by(question.model, answer.model, self._endpoint.served_as):
+            return failures.wrong_model(question.model, answer)
+        return replace(answer, latency_s=self._clock() - began, asked_at=asked_at)
+
+    def _failed(self, error: Exception) -> Failed:
+        return failures.read(error, self._endpoint, self._now)
+
+    async def _post(self, question: Question, began: float) -> Answer:
+        assert self._client is not None
+        path = protocol.PATHS[question.api]
+        if question.body.get("stream") is not True:
+            # The client's own models are not made: they cost more than the call, and check nothing.
+            response = await self._client.post(path, body=question.body, cast_to=httpx2.Response)
+            return protocol.answer(question.api, _json(response.content))
+        stream = await self._client.post(
+            path,
+            body=_with_usage(question),
+            cast_to=object,
+            stream=True,
+            stream_cls=openai.AsyncStream[object],
+        )
+        if not stream.response.headers.get("content-type", "").startswith("text/event-stream"):
+            return protocol.answer(question.api, _json(await stream.response.aread()))
+        made, first_token_s = protocol.Stream(question.api), None
+        async for event in stream:
+            made.add(event)
+            if made.has_begun and first_token_s is None:
+                first_token_s = self._clock() - began
+        return replace(made.answer(), first_token_s=first_token_s)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Calls:
+    """The calls of one question so far."""
+
+    job: Job
+    began: float
+    reserved_nanousd: int
+    spent_nanousd: int = 0
+    retried: int = 0
+    is_unpriced: bool = False
+
+
+def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
+    key = endpoint.api_key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise Unanswered(Cause.UNAUTHORIZED, "the API key holds characters that no HTTP header can hold")
+    http_client: httpx2.AsyncClient
+    try:
+        http_client = openai.DefaultAioHttpClient()  # half the CPU time of the other
+    except RuntimeError:
+        http_client = openai.DefaultAsyncHttpxClient()
+    return openai.AsyncOpenAI(
+        base_url=endpoint.base_url or None,
+        api_key=key or "none",
+        max_retries=0,
+        timeout=None,  # ours bounds the whole call, not each of its parts
+        http_client=http_client,
+    )
+
+
+def _with_usage(question: Question) -> JsonObject:
+    """The body of a streamed request: Chat Completions tells what a stream used only if asked to."""
+    if question.api is not Api.CHAT:
+        return question.body
+    options = question.body.get("stream_options")
+    given: JsonObject = options if isinstance(options, dict) else {}
+    return question.body | {"stream_options": {"include_usage": True} | given}
+
+
+def _json(raw: bytes) -> object:
+    try:
+        made: object = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise protocol.Malformed("the body is not JSON") from error
+    return made
+
+
+def _backoff_s(tries: int) -> float:
+    exact = BACKOFF_S * BACKOFF_FACTOR ** max(0, tries - 1)
+    return min(BACKOFF_MAX_S, exact) * random.uniform(0.5, 1.0)
