@@ -94,9 +94,8 @@ class Journal:
         # The newline before keeps this line whole, should another process have torn its last one.
         line = b"\n" + _line(question.key, question.label, answer) + b"\n"
         try:
-            written = os.write(self._file, line)
-            if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes could be written")
+            while line:  # once, unless the disk is full: then the second try says so
+                line = line[os.write(self._file, line) :]
         except OSError as error:
             raise WorkspaceError(
                 f"an answer cannot be kept in {self.path}: {error.strerror or error}; "
@@ -180,7 +179,7 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as error:
         raise WorkspaceError(f"{path} cannot be read: {error.strerror or error}") from error
