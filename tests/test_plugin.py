@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -350,3 +351,34 @@ def test_each_report_is_written(pytester: pytest.Pytester, project: Project, suf
 
     assert result.ret == 0, result.stdout.str()
     assert "triage" in (project.root / f"out/report.{suffix}").read_text()
+
+
+def test_a_state_folder_that_cannot_be_written_is_said_in_one_sentence(
+    pytester: pytest.Pytester, project: Project
+) -> None:
+    changed(project)
+    project.write(".deploy-gates", "a file where a folder should be")
+
+    result = run(pytester)
+
+    assert result.ret == 4
+    assert "cannot be written" in result.stdout.str()
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+def test_a_full_disk_costs_no_recordings_and_gives_no_evidence(
+    pytester: pytest.Pytester, project: Project
+) -> None:
+    changed(project)
+    before = (project.folder / "recordings.jsonl").read_bytes()
+
+    result = pytester.run(
+        "sh",
+        "-c",
+        f"ulimit -f 0; trap '' XFSZ; exec {sys.executable} -m pytest --deploy-gates -p no:cacheprovider",
+    )
+
+    assert result.ret == 4
+    assert "cannot be written" in result.stdout.str()
+    assert (project.folder / "recordings.jsonl").read_bytes() == before
+    assert not list((project.root / ".deploy-gates").rglob("*.json"))

@@ -1,0 +1,226 @@
+"""The gates against a server that misbehaves, over a real socket: never a traceback, never a wrong pass."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from project import CATEGORIES, MODEL, Project
+from servers import Breaks, Drops, Fails, Hangs, Raw, Reply, Request, Says, refused_url, serve
+from test_plugin import gates, run, screen
+
+Script = Callable[[Request], Reply]
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A change of which nothing is recorded, and a key to ask with."""
+    for name in ("GITHUB_BASE_REF", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key")
+    made = Project(pytester.path, cases=30)
+    made.edit("Sort the ticket.", "Sort the ticket, please.")
+    made.edit("timeout_s: 30", "timeout_s: 1")
+    return made
+
+
+def right(request: Request) -> Says:
+    """The category that the ticket names."""
+    named = next(each for each in CATEGORIES if each in request.prompt)
+    return Says({"category": named}, usage=(30, 8))
+
+
+def sometimes(reply: Reply, every: int = 5) -> Script:
+    """Well answered, but each so-many-th request gets `reply` at its first attempt."""
+    return lambda request: reply if request.number % every == 0 and request.attempt == 1 else right(request)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        right,
+        sometimes(Fails(429, retry_after="0.05")),
+        sometimes(Fails(500)),
+        sometimes(Breaks()),
+        sometimes(Drops()),
+        sometimes(Raw(b"{not json")),
+        sometimes(Hangs(), every=20),
+    ],
+    ids=["well behaved", "429 with Retry-After", "500", "truncated body", "dropped", "invalid JSON", "hangs"],
+)
+def test_faults_that_pass_do_not_change_the_verdict(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch, script: Script
+) -> None:
+    with serve(script) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester)
+
+    assert result.ret == 0, result.stdout.str()
+    assert gates(project) == dict.fromkeys(("type", "unit", "integration", "golden", "cost"), "pass")
+    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 60
+
+
+@pytest.mark.parametrize(
+    ("script", "integration"),
+    [
+        (lambda _: Fails(500), "inconclusive"),
+        (lambda _: Fails(401, "no such key"), "inconclusive"),
+        (lambda _: Fails(400, "response_format is not supported"), "fail"),
+        (lambda _: Raw('{"choices": "garbage"}'), "inconclusive"),
+        (lambda _: Says({"category": "refund"}, model="another-model"), "fail"),
+    ],
+    ids=["always 500", "wrong key", "refuses the request", "garbage", "another model"],
+)
+def test_faults_that_stay_are_never_a_pass_and_never_a_traceback(
+    pytester: pytest.Pytester,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    script: Script,
+    integration: str,
+) -> None:
+    with serve(script) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester)
+
+    assert result.ret == 1
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    assert gates(project)["integration"] == integration
+    assert gates(project)["golden"] == "inconclusive"
+
+
+def test_an_endpoint_that_is_not_there_is_said_in_one_sentence(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", refused_url())
+
+    result = run(pytester)
+
+    assert result.ret == 1
+    assert gates(project)["golden"] == "inconclusive"
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_nothing_is_asked_of_a_config_that_cannot_pass(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.edit('cost_per_request: "0.01"', 'cost_per_request: "0.000000001"')
+
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester)
+
+    assert result.ret == 1
+    assert server.asked == 0
+    assert "not asked, since the cost gate already blocks" in " ".join(result.stdout.str().split())
+
+
+def test_the_run_stops_asking_before_its_budget_is_spent(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester, "--gate-budget=0.0001")
+
+    assert result.ret == 1
+    assert 0 < server.asked < 60
+    assert gates(project)["golden"] == "inconclusive"
+    assert "budget" in "\n".join(screen(result))
+
+
+def test_a_server_that_leaves_the_schema_is_caught(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline keeps to the schema, the candidate talks."""
+
+    def script(request: Request) -> Says:
+        talks = "please" in request.body["messages"][0]["content"]
+        return Says("Sure! I think this is about a refund.") if talks else right(request)
+
+    with serve(script) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester)
+
+    assert result.ret == 1
+    assert gates(project)["golden"] == "fail"
+    assert gates(project)["integration"] == "fail"
+
+
+def test_what_was_answered_survives_kill_9_and_is_not_asked_again(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    with serve(lambda request: Says(right(request).content, usage=(30, 8), after_s=0.05)) as server:
+        project.edit(
+            "margin_pt = 8.0", "margin_pt = 8.0\n[tool.deploy_gates]\nin_flight = 1", "pyproject.toml"
+        )
+        project.commit("the candidate, asked one at a time")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        journal = project.root / ".deploy-gates/journal/triage.jsonl"
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "--deploy-gates", "-q", "--gate-base=HEAD~1"],
+            cwd=project.root,
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (
+            journal.exists() and journal.read_text().count("key") >= 10
+        ):
+            time.sleep(0.02)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        asked_before = server.asked
+        result = run(pytester, "--gate-base=HEAD~1")
+        asked_after = server.asked - asked_before
+
+    assert result.ret == 0, result.stdout.str()
+    assert 10 <= asked_before < 60
+    assert asked_before + asked_after <= 60 + 1, "the one call under way may be asked again"
+    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 60
+    assert not journal.exists()
+
+
+def test_ctrl_c_ends_at_once_and_keeps_what_was_answered(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_from = 10
+    script = lambda request: right(request) if request.number < slow_from else Hangs()  # noqa: E731
+    project.edit("timeout_s: 1", "timeout_s: 60")
+    with serve(script) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "--deploy-gates"],
+            cwd=project.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and server.asked < slow_from + 5:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+
+    assert process.returncode == 2
+    assert "Traceback" not in output
+    kept = [json.loads(line) for line in (project.folder / "recordings.jsonl").read_text().splitlines()]
+    assert len(kept) >= slow_from - 1
+    assert {each["model"] for each in kept} == {MODEL}
+
+
+def test_two_workers_ask_each_question_once(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester, "-n2")
+
+    assert result.ret == 0, result.stdout.str()
+    assert server.asked == 60
+    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 60
