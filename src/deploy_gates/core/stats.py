@@ -106,22 +106,27 @@ def paired(pairs: Sequence[Pair], *, margin: float, confidence: float) -> Paired
     )
 
 
-def more_needed(pairs: Sequence[Pair], *, margin: float, confidence: float) -> int | None:
+def more_needed(
+    pairs: Sequence[Pair], *, margin: float, confidence: float, or_worse: bool = True
+) -> int | None:
     """About how many more cases like these would decide; 0 if these do, `None` if no number would.
 
-    Taken at the shares observed, so it is as likely too few as too many.
+    Taken at the shares observed, so it is as likely too few as too many. Without `or_worse`, only a proof
+    that it is no worse decides.
     """
     found = paired(pairs, margin=margin, confidence=confidence)
-    if found.conclusion is not Conclusion.UNDECIDED:
+    if found.conclusion is Conclusion.NO_WORSE or (or_worse and found.conclusion is Conclusion.WORSE):
         return 0
     moments = _moments(pairs)
     z = NormalDist().inv_cdf(confidence)
+    lost = -math.fsum(moments.by_cluster)
+    spread = math.sqrt(math.fsum(each * each for each in moments.by_cluster))
 
     def decides(n: int) -> bool:
         times = n / len(pairs)
-        squares = math.fsum(each * each for each in moments.by_cluster)
-        is_worse = math.fsum(moments.by_cluster) * math.sqrt(times) < -z * math.sqrt(squares)
-        return is_worse or moments.low(confidence, times) >= -margin
+        if or_worse and lost * math.sqrt(times) > z * spread:
+            return True
+        return moments.low(confidence, times) >= -margin
 
     few, many = len(pairs), 2 * len(pairs)
     while not decides(many):
