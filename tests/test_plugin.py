@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 import sys
 from xml.etree import ElementTree
 
@@ -372,13 +373,10 @@ def test_a_full_disk_costs_no_recordings_and_gives_no_evidence(
     changed(project)
     before = (project.folder / "recordings.jsonl").read_bytes()
 
-    result = pytester.run(
-        "sh",
-        "-c",
-        f"ulimit -f 0; trap '' XFSZ; exec {sys.executable} -m pytest --deploy-gates -p no:cacheprovider",
-    )
+    limited = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -m pytest --deploy-gates -p no:cacheprovider"
+    result = subprocess.run(["sh", "-c", limited], cwd=project.root, capture_output=True, text=True, check=False)
 
-    assert result.ret == 4
-    assert "cannot be written" in result.stdout.str()
+    assert result.returncode == 4, result.stdout + result.stderr
+    assert "cannot be written" in result.stdout
     assert (project.folder / "recordings.jsonl").read_bytes() == before
     assert not list((project.root / ".deploy-gates").rglob("*.json"))

@@ -77,8 +77,7 @@ class Gating:
         self.lost: set[str] = set()
         self.lines: list[str] = []
         self.shown_at = self.began_at = 0.0
-        if self.worker is None:
-            self._add_arguments()
+        self._add_arguments()
 
     def _now(self) -> datetime:
         if self.worker is not None:
@@ -388,7 +387,11 @@ class GateItem(pytest.Item):
         assert isinstance(parent, GateFile)
         outcome = parent.gating.answers.outcome(self.check, self._together)
         self.outcome = outcome
-        if outcome.found is Found.MISSED and not self.check.case:
+        if outcome.found is Found.UNKNOWN:
+            self.user_properties.append(("unknown", "; ".join(outcome.reasons)))
+        elif outcome.found is Found.MISSED and self.check.case:
+            self.user_properties.append(("missed", "; ".join(outcome.reasons)))
+        elif outcome.found is Found.MISSED:
             raise Missed("\n".join(outcome.reasons))
 
     def _together(self) -> list[Check]:
@@ -405,13 +408,9 @@ class GateItem(pytest.Item):
         if report.when != "call" or outcome is None:
             return
         report.user_properties.append((PROPERTY, outcome.to_json()))
-        reason = "; ".join(outcome.reasons)
-        if outcome.found is Found.MISSED and self.check.case:
-            report.user_properties.append(("missed", reason))
-        elif outcome.found is Found.UNKNOWN:
-            report.user_properties.append(("unknown", reason))
+        if outcome.found is Found.UNKNOWN:
             report.outcome = "skipped"
-            report.longrepr = (str(self.path), 0, reason)
+            report.longrepr = (str(self.path), 0, "; ".join(outcome.reasons))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, Missed):
