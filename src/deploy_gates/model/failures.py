@@ -26,6 +26,9 @@ from deploy_gates.model.values import Endpoint, Failed
 SAID_MAX_CHARS = 300
 """So much of what an endpoint says goes into a message."""
 
+KEY_MIN_CHARS = 8
+"""What is shorter is no secret, and may be part of any word."""
+
 _CAUSES_MAX = 10
 _SNAPSHOT = re.compile(r"(-\d{2,8})+(-preview)?")
 """What follows a model's name in the name of one of its snapshots: `-2025-04-14`, `-0613`."""
@@ -159,7 +162,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _short(text: str, endpoint: Endpoint) -> str:
     """One line of what was said, without the key, should it be repeated there."""
-    if endpoint.api_key:
+    if len(endpoint.api_key) >= KEY_MIN_CHARS:
         text = text.replace(endpoint.api_key, "***")
     text = " ".join(text.split()).rstrip(".")
     return text if len(text) <= SAID_MAX_CHARS else text[: SAID_MAX_CHARS - 1] + "…"
