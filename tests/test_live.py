@@ -25,7 +25,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
     for name in ("GITHUB_BASE_REF", "CI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "test-key")
-    made = Project(pytester.path, cases=30)
+    made = Project(pytester.path, cases=40)
     made.edit("Sort the ticket.", "Sort the ticket, please.")
     made.edit("timeout_s: 30", "timeout_s: 1")
     return made
@@ -64,7 +64,7 @@ def test_faults_that_pass_do_not_change_the_verdict(
 
     assert result.ret == 0, result.stdout.str()
     assert gates(project) == dict.fromkeys(("type", "unit", "integration", "golden", "cost"), "pass")
-    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 60
+    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 80
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_run_stops_asking_before_its_budget_is_spent(
         result = run(pytester, "--gate-budget=0.0001")
 
     assert result.ret == 1
-    assert 0 < server.asked < 60
+    assert 0 < server.asked < 80
     assert gates(project)["golden"] == "inconclusive"
     assert "budget" in "\n".join(screen(result))
 
@@ -180,9 +180,9 @@ def test_what_was_answered_survives_kill_9_and_is_not_asked_again(
         asked_after = server.asked - asked_before
 
     assert result.ret == 0, result.stdout.str()
-    assert 10 <= asked_before < 60
-    assert asked_before + asked_after <= 60 + 1, "the one call under way may be asked again"
-    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 60
+    assert 10 <= asked_before < 80
+    assert asked_before + asked_after <= 80 + 1, "the one call under way may be asked again"
+    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 80
     assert not journal.exists()
 
 
@@ -222,5 +222,5 @@ def test_two_workers_ask_each_question_once(
         result = run(pytester, "-n2")
 
     assert result.ret == 0, result.stdout.str()
-    assert server.asked == 60
-    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 60
+    assert server.asked == 80
+    assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 80

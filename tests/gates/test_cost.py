@@ -633,7 +633,7 @@ def test_after_the_golden_run_the_estimate_stands_beside_what_was_used() -> None
 
     estimated, actual = 2 * (100 * 1_000 + 10 * 10_000), 2 * (100 * 1_000 + 12 * 10_000)
     assert result.figures["estimate_error_pct"] == pytest.approx(100 * (1 - estimated / actual))
-    assert result.measured[-1] == "estimate within 9.1 % of actual usage"
+    assert result.measured[-1] == "estimate 9.1 % off actual usage"
     assert len(result.measured) == len(result.required)
 
 

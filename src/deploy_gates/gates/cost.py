@@ -64,7 +64,7 @@ def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -
     lines = [*_request_lines(_object(figures.get("request"))), *_month_lines(_object(figures.get("month")))]
     if (error_pct := _error_pct(change, outcomes, _object(figures.get("request")), context)) is not None:
         figures["estimate_error_pct"] = error_pct
-        lines.append((f"estimate within {error_pct:.1f} % of actual usage", ""))
+        lines.append((f"estimate {error_pct:.1f} % off actual usage", ""))
     return GateResult(
         gate=GateName.COST,
         verdict=Verdict.FAIL if missed else Verdict.INCONCLUSIVE if unknown else Verdict.PASS,

@@ -214,10 +214,14 @@ def took_words(result: GateResult) -> str:
 
 
 def spent_words(result: GateResult) -> str:
-    """To a tenth of a cent, so that a column of them lines up; less than that by its digits that count."""
-    if NANO // 2000 <= result.spent_nanousd < 100 * NANO:
+    """To a tenth of a cent, so that a column of them lines up."""
+    if not result.spent_nanousd:
+        return ""
+    if result.spent_nanousd < NANO // 2000:
+        return "<$0.001"
+    if result.spent_nanousd < 100 * NANO:
         return f"${result.spent_nanousd / NANO:.3f}"
-    return dollars(result.spent_nanousd) if result.spent_nanousd else ""
+    return dollars(result.spent_nanousd)
 
 
 def _case_change(raw: JsonObject) -> CaseChange:
