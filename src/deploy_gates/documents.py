@@ -370,7 +370,8 @@ def _words(error: ValidationError) -> Iterator[tuple[str, str, str]]:
     """Key, sentence, and hint of one error."""
     path = list(error.absolute_path)
     key = join(path)
-    rule, limit, value = error.validator, error.validator_value, error.instance
+    rule, value = error.validator, error.instance
+    limit: Any = error.validator_value
     if rule == "additionalProperties" and isinstance(value, dict):
         known = sorted(error.schema.get("properties", {})) if isinstance(error.schema, Mapping) else []
         for extra in sorted(set(value) - set(known)):

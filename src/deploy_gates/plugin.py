@@ -100,5 +100,6 @@ def baseline(change: ConfigChange) -> ModelConfig | None:
 def ask(request: pytest.FixtureRequest, change: ConfigChange) -> Callable[[JsonObject], Answer]:
     """Asks the candidate with these inputs: recorded answers are replayed, as in every gate."""
     run = request.config.pluginmanager.get_plugin(RUN)
+    assert run is not None, "`change` has skipped without it"
     answer: Callable[[JsonObject], Answer] = run.asker(change)
     return answer

@@ -12,14 +12,12 @@ from deploy_gates.gates import cost, golden, integration, type, unit
 
 
 class Gate(Protocol):
-    """A question that a change must pass."""
+    """A question that a change must pass. Each is a module with these two functions."""
 
-    @staticmethod
-    def checks(change: ConfigChange, context: Context) -> Iterator[Check]:
+    def checks(self, change: ConfigChange, context: Context) -> Iterator[Check]:
         """What is to be verified of this change."""
 
-    @staticmethod
-    def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -> GateResult:
+    def judge(self, change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -> GateResult:
         """The verdict, from the outcomes of all gates."""
 
 
