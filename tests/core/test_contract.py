@@ -304,10 +304,10 @@ BREAKING: list[tuple[str, Schema, Schema, BreakKind, str]] = [
     ),
     (
         "a name that is not a word",
-        closed(**{"a b": TEXT}),
-        closed(**{"a b": INTEGER}),
+        closed(**{"a.b": TEXT}),
+        closed(**{"a.b": INTEGER}),
         BreakKind.TYPE,
-        '`$["a b"]` was integer and is now string',
+        "`$['a.b']` was integer and is now string",
     ),
     (
         "both of two demands",
@@ -552,14 +552,14 @@ def test_every_kind_of_break_has_its_words_for_answers_readers_and_callers() -> 
 
 
 def test_paths_lie_in_one_another_and_name_what_a_schema_speaks_of() -> None:
-    schema = closed(items=list_of(closed(price=NUMBER)), **{"a b": TEXT})
+    schema = closed(items=list_of(closed(price=NUMBER)), **{"a.b": TEXT})
 
     assert is_at("$.items[].price", "$.items")
     assert is_at("$.items", "$.items")
     assert not is_at("$.items_sold", "$.items")
     for path, is_there in {
         "$.items[].price": True,
-        '$["a b"]': True,
+        "$['a.b']": True,
         "$.items[].name": False,
         "$.other": False,
     }.items():

@@ -11,7 +11,6 @@ that is being compared that it fits, which is right if no difference is found.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -160,19 +159,18 @@ def speaks_of(schema: JsonObject, path: str) -> bool:
 
 # --- Places -------------------------------------------------------------------------------------
 
-_PLAIN = re.compile(r"[A-Za-z_][\w-]*\Z")
-_STEP = re.compile(r'\.(\*|[A-Za-z_][\w-]*)|\["((?:[^"\\]|\\.)*)"\]|\[(\d*)\]')
+_STEP = re.compile(r"\.(\*|[^.\[\]]+)|\['([^']*)'\]|\[(\d*)\]")
 
 
 def _dot(name: str) -> str:
-    return f".{name}" if _PLAIN.match(name) else f"[{json.dumps(name, ensure_ascii=False)}]"
+    return f"['{name}']" if not name or set(name) & set(".[]'*") else f".{name}"
 
 
 def _steps(path: str) -> Iterator[str | int]:
     """`$.items[].price` → `items`, -1, `price`."""
     for plain, quoted, place in _STEP.findall(path):
         if plain or quoted:
-            yield plain or str(json.loads(f'"{quoted}"'))
+            yield plain or quoted
         else:
             yield int(place) if place else -1
 
