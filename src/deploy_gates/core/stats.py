@@ -245,7 +245,9 @@ class _Moments:
 
         Not plain: the worse of two, for each fails where the other holds. The cluster-robust t bound knows
         how the clusters differ, and is far too narrow where few of them changed; the exact one at the
-        effective size is not, and takes the correlation for known.
+        effective size is not, and takes the correlation for known. Simulated over clusters, weights, and
+        scores, a loss as large as the margin passes in 5 % of the runs at most, but for one kind of loss:
+        where it is rare clusters that fail as a whole, amid single changes that hide it, in 8 %.
         """
         size = self.size * times
         exact = difference_low(self.gain * size, self.loss * size, size, confidence)
@@ -270,12 +272,13 @@ def _moments(pairs: Sequence[Pair]) -> _Moments:
     squares = math.fsum(weight**2 for weight in weights)
     clusters = len(weights)
     residuals = math.fsum((d - delta * weight) ** 2 for d, weight in zip(won, weights, strict=True))
-    # How much more all of it varies than yes-or-no cases on their own would. As if one more cluster had
+    # How much more all of it varies than as many yes-or-no cases on their own. As if one more cluster had
     # changed as a whole: where nothing changed, only clusters count, for one of them may fail as a whole.
-    varies = (math.fsum(d**2 for d in won) + squares / clusters) / (
-        math.fsum(pair.weight**2 * abs(pair.candidate - pair.baseline) for pair in pairs)
-        + own_squares / clusters
+    independent = math.fsum(pair.weight**2 * abs(pair.candidate - pair.baseline) for pair in pairs)
+    varies = (residuals + squares / clusters) / (
+        max(0.0, independent - delta**2 * own_squares) + own_squares / clusters
     )
+    varies = min(varies, squares / own_squares)  # which is what perfect correlation would make of it
     return _Moments(
         delta=delta,
         gain=gain,

@@ -1,0 +1,549 @@
+"""Answers are no worse than the baseline's by more than the margin, as far as all cases together can prove.
+
+A single case proves nothing, so the gate decides and not the case. A config without a baseline is held to a
+pass rate, which has to be proved as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy_gates import prompt
+from deploy_gates.core import stats
+from deploy_gates.core.canonical import Json, JsonObject
+from deploy_gates.core.config import Case, ConfigChange, ModelConfig
+from deploy_gates.core.errors import Problem, PromptError, Unanswered
+from deploy_gates.core.gate import Asking, Check, Found, GateName, GateResult, Outcome, Verdict, worst
+from deploy_gates.core.policy import Context, GoldenPolicy
+from deploy_gates.core.question import Answer, Question
+from deploy_gates.core.stats import Conclusion, Pair, Paired
+from deploy_gates.gates.matching import Match, Matcher
+
+NAMED_MAX = 20
+"""So many cases are named in a sentence; the rest is counted."""
+
+
+def checks(change: ConfigChange, context: Context) -> Iterator[Check]:
+    """The dataset against the baseline's, then every case."""
+    config = change.candidate.config
+    if config is None:
+        return
+    dataset = functools.partial(_dataset, change=change, config=config, context=context)
+    yield _check(f"{change.candidate.config_file}::golden/dataset", change.name, dataset)
+    arms = _arms(change, config, str(Path(context.root, change.candidate.folder)))
+    for case in change.candidate.cases:
+        compare = functools.partial(_compare, case=case, arms=arms)
+        yield _check(f"{change.candidate.cases_file}::{case.id}", change.name, compare, case)
+
+
+def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -> GateResult:
+    """The verdict of all cases together. Of several findings the worst counts, and is told first."""
+    order = {case.id: at for at, case in enumerate(change.candidate.cases)}
+    own = sorted(
+        (each for each in outcomes if each.gate is GateName.GOLDEN),
+        key=lambda each: (order.get(each.case, -1), each.check),
+    )
+    if not own:
+        return _nothing(context)
+    unknown = [each for each in own if each.case and each.found is Found.UNKNOWN]
+    known = [_Scored.of(each) for each in own if each.case and each.found is not Found.UNKNOWN]
+    has_baseline = change.baseline is not None and change.baseline.config is not None
+    compared = (_against_baseline if has_baseline else _on_its_own)(known, context.policy.golden)
+    findings = [
+        *_dataset_findings([each for each in own if not each.case]),
+        *_must_pass_findings(known),
+        *_unknown_findings(unknown),
+        # The cases that happen to be known are not the sample that was drawn: nothing follows from them.
+        *([] if unknown else [compared.finding]),
+    ]
+    findings.sort(key=lambda each: each.verdict is not Verdict.FAIL)
+    not_known = f", {len(unknown):,} not known" if unknown and known else ""
+    return GateResult(
+        gate=GateName.GOLDEN,
+        verdict=worst(each.verdict for each in findings),
+        measured=(compared.measured[0] + not_known, *compared.measured[1:]),
+        required=compared.required,
+        reasons=tuple(reason for each in findings for reason in each.reasons),
+        hint=next((each.hint for each in findings if each.hint), ""),
+        checks=len(own),
+        missed=sum(each.found is Found.MISSED for each in own),
+        unknown=sum(each.found is Found.UNKNOWN for each in own),
+        figures=compared.figures,
+    )
+
+
+def _check(id: str, config: str, begin: Callable[[Check], Asking], case: Case | None = None) -> Check:
+    check = Check(
+        id=id,
+        gate=GateName.GOLDEN,
+        config=config,
+        begin=lambda: begin(check),
+        case=case.id if case else "",
+        tags=case.tags if case else (),
+    )
+    return check
+
+
+# --- The dataset --------------------------------------------------------------------------------
+
+
+def _dataset(check: Check, *, change: ConfigChange, config: ModelConfig, context: Context) -> Asking:
+    """The cases may grow and change; they may not quietly become fewer, or ask for less."""
+    yield from ()
+    base, least = change.base or "the baseline", max(1, context.policy.golden.min_cases)
+    cases = {case.id: case for case in change.candidate.cases}
+    before = {case.id: case for case in change.baseline.cases} if change.baseline else {}
+    gone = [each for each in before if each not in cases and each not in _retired(config)]
+    kept = [(was, cases[each]) for each, was in before.items() if each in cases]
+    weaker = [f"{now.id} ({lost})" for was, now in kept if (lost := _lost(was, now))]
+    changed = [now.id for was, now in kept if was.expects and now.expects and was.expected != now.expected]
+    problems = []
+    if len(cases) < least:
+        problems.append((f"holds {_cases(len(cases))}, and the policy wants at least {least}", "add cases"))
+    if gone:
+        hint = "put them back, or name those removed on purpose in the config: `golden: {retired: [...]}`"
+        problems.append((f"lacks {_cases(len(gone))} of {base}: {_named(gone)}", hint))
+    if weaker:
+        hint = "ask for as much, or retire the case and give what is left of it another id"
+        problems.append((f"asks for less than {base} does: {_named(weaker)}", hint))
+    return check.outcome(
+        Found.MISSED if problems else Found.MET,
+        *(str(Problem(message=what, file=change.candidate.cases_file, hint=hint)) for what, hint in problems),
+        *([f"another answer is expected of {_cases(len(changed))}: {_named(changed)}"] if changed else []),
+        figures={
+            "cases": len(cases),
+            "added": sum(each not in before for each in cases) if before else 0,
+            "gone": list[Json](gone),
+            "weaker": list[Json](weaker),
+            "changed": list[Json](changed),
+        },
+    )
+
+
+def _retired(config: ModelConfig) -> list[Json]:
+    golden = config.document.get("golden")
+    retired = golden.get("retired") if isinstance(golden, dict) else None
+    return retired if isinstance(retired, list) else []
+
+
+def _lost(was: Case, now: Case) -> str:
+    """What a case no longer asks for; empty if it asks for as much as it did."""
+    if was.expects and not now.expects:
+        return "no `expected`"
+    if len(now.checks) < len(was.checks):
+        return f"{len(now.checks)} of {len(was.checks)} checks"
+    return "no `must_pass`" if was.must_pass and not now.must_pass else ""
+
+
+# --- A case -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Arms:
+    """Both configs' matchers. Each answer keeps to its own config's output schema; all else that is asked of
+    it comes from the candidate's case and the candidate's comparison.
+    """
+
+    candidate: Matcher
+    baseline: Matcher | None
+    inputs: dict[str, JsonObject]
+    """What the baseline's own cases give to its templates, by id."""
+
+
+def _arms(change: ConfigChange, config: ModelConfig, folder: str) -> _Arms:
+    before = change.baseline
+    baseline = None
+    if before is not None and before.config is not None:
+        baseline = Matcher(before.config, comparison=config.comparison, folder=folder)
+    inputs = {case.id: case.inputs for case in before.cases} if before else {}
+    return _Arms(candidate=Matcher(config, folder=folder), baseline=baseline, inputs=inputs)
+
+
+def _compare(check: Check, *, case: Case, arms: _Arms) -> Asking:
+    """Ask both configs, or once where both send the same request; and match what they answer."""
+    try:
+        question = prompt.ask(arms.candidate.config, case.inputs, label=case.id)
+    except PromptError as error:
+        return check.outcome(Found.UNKNOWN, f"cannot be asked: {error.message}")
+    figures: JsonObject = {"weight": case.weight, "cluster": case.cluster, "must_pass": case.must_pass}
+    figures["same_request"] = False
+    before = (yield from _ask_baseline(case, arms, question, figures)) if arms.baseline else None
+    try:
+        answer = yield question
+    except Unanswered as error:
+        figures |= {"unanswered": error.cause.value, "hint": error.hint}
+        return check.outcome(Found.UNKNOWN, error.message, figures=figures)
+    found = arms.candidate.match(answer, case)
+    if arms.baseline is not None and before is None:
+        is_same = arms.baseline.config.output == arms.candidate.config.output
+        figures["same_request"] = is_same
+        before = found if is_same else arms.baseline.match(answer, case)
+    figures |= {"score": found.score, "finish_reason": answer.finish_reason}
+    figures["baseline_score"] = before.score if before else None
+    for difference in (*found.differences, *(before.differences if before else ()))[:1]:
+        figures |= {"field": difference.at, "expected": difference.expected, "got": difference.got}
+    if found.score is None:
+        return check.outcome(Found.UNKNOWN, *found.reasons, figures=figures, usage=answer.usage)
+    if before is not None and before.score is None:
+        why = f"the baseline's answer: {before.why_unknown}"
+        return check.outcome(Found.UNKNOWN, why, figures=figures, usage=answer.usage)
+    verdict = Found.MET if found.score >= 1 else Found.MISSED
+    return check.outcome(verdict, *found.reasons, figures=figures, usage=answer.usage)
+
+
+def _ask_baseline(
+    case: Case, arms: _Arms, question: Question, figures: JsonObject
+) -> Generator[Question, Answer, Match | None]:
+    """How the baseline's answer matches; `None` if it is asked the same, and so has the same answer."""
+    assert arms.baseline is not None
+    config = arms.baseline.config
+    try:
+        try:
+            asked = prompt.ask(config, case.inputs, label=case.id)
+        except PromptError:  # its variables may have had other names
+            asked = prompt.ask(config, arms.inputs.get(case.id, {}), label=case.id)
+        if asked.digest == question.digest:
+            return None
+        found = arms.baseline.match((yield asked), case)
+    except PromptError as error:
+        return Match(score=None, why_unknown=f"cannot be asked for, {error.message}")
+    except Unanswered as error:
+        figures |= {"unanswered": error.cause.value, "hint": error.hint}
+        return Match(score=None, why_unknown=error.message)
+    return found
+
+
+# --- What bears on the verdict ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Finding:
+    """One thing that bears on the verdict."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Compared:
+    """What the statistics say: in lines, as a finding, in numbers."""
+
+    measured: tuple[str, ...]
+    required: tuple[str, ...]
+    finding: _Finding
+    figures: JsonObject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scored:
+    """A case whose score is known, and the baseline's, if there is one."""
+
+    outcome: Outcome
+    score: float
+    baseline: float
+    must_pass: bool
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> _Scored:
+        figures = outcome.figures
+        before = figures["baseline_score"]
+        return cls(
+            outcome=outcome,
+            score=_number(figures["score"]),
+            baseline=1.0 if before is None else _number(before),  # a new config is held to perfection
+            must_pass=figures["must_pass"] is True,
+        )
+
+    @property
+    def pair(self) -> Pair:
+        figures = self.outcome.figures
+        return Pair(
+            baseline=self.baseline,
+            candidate=self.score,
+            weight=_number(figures["weight"]),
+            cluster=str(figures["cluster"]),
+            same_request=figures["same_request"] is True,
+        )
+
+    @property
+    def case(self) -> JsonObject:
+        """The case as reports show it."""
+        figures = self.outcome.figures
+        return {
+            "case": self.outcome.case,
+            "field": figures.get("field", ""),
+            "expected": figures.get("expected", ""),
+            "got": figures.get("got", ""),
+            "tags": list[Json](self.outcome.tags),
+        }
+
+
+def _nothing(context: Context) -> GateResult:
+    is_optional = GateName.GOLDEN in context.policy.optional
+    return GateResult(
+        gate=GateName.GOLDEN,
+        verdict=Verdict.SKIP if is_optional else Verdict.INCONCLUSIVE,
+        measured=("no check was executed",),
+        reasons=() if is_optional else ("no check was executed",),
+    )
+
+
+def _dataset_findings(outcomes: Sequence[Outcome]) -> Iterator[_Finding]:
+    verdicts = {Found.MISSED: Verdict.FAIL, Found.UNKNOWN: Verdict.INCONCLUSIVE, Found.MET: Verdict.PASS}
+    for each in outcomes:
+        yield _Finding(verdict=verdicts[each.found], reasons=each.reasons)
+
+
+def _must_pass_findings(known: Sequence[_Scored]) -> Iterator[_Finding]:
+    missed = [each for each in known if each.must_pass and each.score < 1]
+    if missed:
+        told = (f"{each.outcome.case} must pass: {'; '.join(each.outcome.reasons)}" for each in missed)
+        yield _Finding(verdict=Verdict.FAIL, reasons=tuple(told))
+
+
+def _unknown_findings(unknown: Sequence[Outcome]) -> Iterator[_Finding]:
+    """Cases that are not known, those with the same reason together: they are neither met nor missed."""
+    alike: dict[str, list[Outcome]] = {}
+    for each in unknown:
+        alike.setdefault(_without_id(each), []).append(each)
+    for why, cases in sorted(alike.items(), key=lambda item: -len(item[1])):
+        hints = Counter(str(each.figures.get("hint") or "") for each in cases)
+        who = cases[0].case if len(cases) == 1 else _cases(len(cases))
+        are = "is" if len(cases) == 1 else "are"
+        yield _Finding(
+            verdict=Verdict.INCONCLUSIVE,
+            reasons=(f"{who} {are} not known: {why}",),
+            hint=hints.most_common(1)[0][0],
+        )
+
+
+def _without_id(outcome: Outcome) -> str:
+    """Its reason without its own name, so that equal ones are equal."""
+    why = outcome.reasons[0] if outcome.reasons else "no reason was given"
+    return re.sub(rf"\s*(\bfor )?(?<![\w-]){re.escape(outcome.case)}(?![\w-])\s*", " ", why).strip()
+
+
+# --- The statistics -----------------------------------------------------------------------------
+
+
+def _against_baseline(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
+    """No worse than the baseline on the same cases, by more than the margin."""
+    required = ("", f"≥ {_points(-policy.margin_pt)}")
+    if not known:
+        return _no_case(required)
+    pairs, margin = [each.pair for each in known], policy.margin_pt / 100
+    found = stats.paired(pairs, margin=margin, confidence=policy.confidence)
+    more = stats.more_needed(pairs, margin=margin, confidence=policy.confidence)
+    low = _points(100 * found.low, unlike=None if found.low >= -margin else -policy.margin_pt)
+    return _Compared(
+        measured=(
+            _counted(known, found, has_baseline=True),
+            f"{_points(100 * found.delta)}, at worst {low} ({_sure(policy)})",
+        ),
+        required=required,
+        finding=_finding(known, found, policy, more),
+        figures=_figures(known, found, policy)
+        | {
+            "baseline_rate": _rounded(found.baseline),
+            "change_pt": _rounded(100 * found.delta),
+            "low_pt": _rounded(100 * found.low),
+            "high_pt": _rounded(100 * found.high),
+            "margin_pt": policy.margin_pt,
+            "p_worse": _rounded(found.p_worse),
+            "conclusion": found.conclusion.value,
+            "same_requests": sum(pair.same_request for pair in pairs),
+            "more_cases": more,
+            "worse": [each.case for each in known if each.score < each.baseline],
+            "better": [
+                each.case | {"got": each.case["expected"]} for each in known if each.score > each.baseline
+            ],
+        },
+    )
+
+
+def _finding(known: Sequence[_Scored], found: Paired, policy: GoldenPolicy, more: int | None) -> _Finding:
+    is_blind = found.candidate == found.baseline == 0 and not all(each.pair.same_request for each in known)
+    if is_blind:
+        return _Finding(
+            verdict=Verdict.INCONCLUSIVE,
+            reasons=("neither config meets a single case, so these cannot tell the two apart",),
+        )
+    if found.conclusion is Conclusion.NO_WORSE:
+        return _Finding(verdict=Verdict.PASS)
+    if found.conclusion is Conclusion.WORSE:
+        chance = f"by chance alone it would be as large in {100 * found.p_worse:.2g} % of such comparisons"
+        return _Finding(
+            verdict=Verdict.FAIL, reasons=(f"the loss is proved: {chance}",), hint=_weak_spot(known)
+        )
+    return _Finding(
+        verdict=Verdict.INCONCLUSIVE,
+        reasons=(f"{_cases(found.n)} cannot tell a loss of {_points(policy.margin_pt, sign='')} from none",),
+        hint=_would_decide(more),
+    )
+
+
+def _on_its_own(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
+    """A config without a baseline: its pass rate is at least the policy's, by the exact lower bound.
+
+    That bound is the one of a comparison with a baseline that meets every case.
+    """
+    required = (f"≥ {_percent(policy.min_pass_rate)}",)
+    if not known:
+        return _no_case(required)
+    pairs, margin = [each.pair for each in known], 1 - policy.min_pass_rate
+    found = stats.paired(pairs, margin=margin, confidence=policy.confidence)
+    more = stats.more_needed(pairs, margin=margin, confidence=policy.confidence, or_worse=False)
+    least, is_proved = 1 + found.low, found.conclusion is Conclusion.NO_WORSE
+    worst_rate = _percent(least, unlike=None if is_proved else policy.min_pass_rate)
+    finding = _Finding(verdict=Verdict.PASS)
+    if found.candidate < policy.min_pass_rate:
+        finding = _Finding(
+            verdict=Verdict.FAIL,
+            reasons=(
+                f"{sum(each.score < 1 for each in known):,} of {_cases(found.n)} missed",
+                *_missed(known),
+            ),
+        )
+    elif not is_proved:
+        finding = _Finding(
+            verdict=Verdict.INCONCLUSIVE,
+            reasons=(
+                f"{_cases(found.n)} do not prove that {_percent(policy.min_pass_rate)} are met",
+                *_missed(known),
+            ),
+            hint=_would_decide(more),
+        )
+    return _Compared(
+        measured=(f"{_counted(known, found, has_baseline=False)}, at worst {worst_rate} ({_sure(policy)})",),
+        required=required,
+        finding=finding,
+        figures=_figures(known, found, policy)
+        | {
+            "low_rate": _rounded(least),
+            "min_pass_rate": policy.min_pass_rate,
+            "more_cases": more,
+            "missed": [each.case for each in known if each.score < 1],
+        },
+    )
+
+
+def _no_case(required: tuple[str, ...]) -> _Compared:
+    return _Compared(
+        measured=("no case is known",),
+        required=required,
+        finding=_Finding(verdict=Verdict.INCONCLUSIVE, reasons=("no case was executed",)),
+        figures={"n": 0},
+    )
+
+
+def _figures(known: Sequence[_Scored], found: Paired, policy: GoldenPolicy) -> JsonObject:
+    """What both kinds of comparison have in common."""
+    share = (found.better + found.worse) / found.n
+    power_pt = stats.detectable(found.effective_n, share, policy.confidence)
+    return {
+        "n": found.n,
+        "met": sum(each.score >= 1 for each in known),
+        "clusters": found.clusters,
+        "effective_n": _rounded(found.effective_n),
+        "candidate_rate": _rounded(found.candidate),
+        "confidence": policy.confidence,
+        "power_pt": None if power_pt is None else _rounded(power_pt),
+        "by_tag": _by_tag(known),
+    }
+
+
+def _by_tag(known: Sequence[_Scored]) -> JsonObject:
+    tagged: dict[str, list[_Scored]] = {}
+    for each in known:
+        for tag in each.outcome.tags:
+            tagged.setdefault(tag, []).append(each)
+    return {
+        tag: {
+            "n": len(cases),
+            "baseline": _rounded(sum(each.baseline for each in cases) / len(cases)),
+            "candidate": _rounded(sum(each.score for each in cases) / len(cases)),
+        }
+        for tag, cases in sorted(tagged.items())
+    }
+
+
+def _weak_spot(known: Sequence[_Scored]) -> str:
+    """How to run alone what got worse: by a tag that is part of the ids, else by the first id."""
+    worse = [each.outcome for each in known if each.score < each.baseline]
+    tags = Counter(tag for each in worse for tag in each.tags if tag in each.case)
+    word, count = tags.most_common(1)[0] if tags else ("", 0)
+    word = word if count > 1 else worse[0].case
+    if not re.fullmatch(r"[\w.+-]+", word):
+        return ""  # `-k` would not take it for one word
+    return f"try the weak spot alone: `pytest --deploy-gates --gate=golden -k {word}`"
+
+
+def _missed(known: Sequence[_Scored]) -> Iterator[str]:
+    for each in known:
+        if each.score < 1:
+            yield f"{each.outcome.case}: {'; '.join(each.outcome.reasons)}"
+
+
+# --- Words --------------------------------------------------------------------------------------
+
+
+def _counted(known: Sequence[_Scored], found: Paired, *, has_baseline: bool) -> str:
+    """`387 of 400, baseline 384`; as shares where cases weigh differently or are met in part."""
+    is_plain = len({each.pair.weight for each in known}) == 1 and all(
+        score in (0, 1) for each in known for score in (each.score, each.baseline)
+    )
+    if is_plain:
+        met, before = f"{found.candidate * found.n:,.0f}", f"{found.baseline * found.n:,.0f}"
+    else:
+        met, before = _percent(found.candidate, places=1), _percent(found.baseline, places=1)
+    return f"{met} of {found.n:,}" + (f", baseline {before}" if has_baseline else "")
+
+
+def _would_decide(more: int | None) -> str:
+    if more is None:
+        return "no number of cases like these would decide: the loss is as large as the margin"
+    step = 10 ** max(0, len(str(more)) - 2)  # two digits are all it is worth
+    return f"about {_cases(-(-more // step) * step)} more like these would decide"
+
+
+def _points(value: float, *, unlike: float | None = None, sign: str = "+") -> str:
+    """`−0.6 pt`; with more places where it would read like the limit that it misses."""
+    places = next((n for n in (1, 2, 3) if unlike is None or round(value, n) != round(unlike, n)), 4)
+    rounded = round(value, places) + 0.0
+    return f"{rounded:{sign}.{places}f} pt".replace("-", "−")
+
+
+def _percent(share: float, *, unlike: float | None = None, places: int = 0) -> str:
+    value = 100 * share
+    while unlike is not None and places < 4 and round(value, places) == round(100 * unlike, places):
+        places += 1
+    return f"{value:.{places}f} %"
+
+
+def _sure(policy: GoldenPolicy) -> str:
+    return f"{100 * policy.confidence:.4g} % sure"
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count:,} cases"
+
+
+def _named(ids: Sequence[str]) -> str:
+    more = len(ids) - NAMED_MAX
+    return ", ".join(ids[:NAMED_MAX]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _number(value: Json) -> float:
+    assert isinstance(value, int | float), value
+    return float(value)
+
+
+def _rounded(value: float) -> float:
+    """Six digits that count: the same on every machine."""
+    return float(f"{value:.6g}") + 0.0

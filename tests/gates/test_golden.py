@@ -1,0 +1,585 @@
+"""The golden gate: cases decide together, not knowing is not passing, nothing goes missing quietly."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from deploy_gates.core.canonical import JsonObject
+from deploy_gates.core.config import (
+    Case,
+    CaseCheck,
+    Comparison,
+    ConfigChange,
+    Kind,
+    Message,
+    ModelConfig,
+    Output,
+)
+from deploy_gates.core.errors import Cause, Unanswered
+from deploy_gates.core.gate import Found, GateName, GateResult, Outcome, Verdict
+from deploy_gates.core.policy import GoldenPolicy, Policy
+from deploy_gates.core.question import Answer, Question
+from deploy_gates.gates import golden
+from deploy_gates.testing import (
+    TICKET_SCHEMA,
+    a_case,
+    a_change,
+    a_config,
+    a_context,
+    a_snapshot,
+    an_answer,
+    run_check,
+)
+
+COMPARISON = Comparison(exclude_paths=("reason",))
+CANDIDATE = a_config(comparison=COMPARISON)
+BASELINE = a_config(comparison=COMPARISON, model="gpt-4.1-nano")
+
+Endpoint = Callable[[Question], Answer | Unanswered]
+
+
+def cases(n: int, **fields: object) -> list[Case]:
+    return [a_case(f"case-{at:03}", **fields) for at in range(n)]
+
+
+def endpoint(
+    *, worse: Iterable[str] = (), better: Iterable[str] = (), missed: Iterable[str] = ()
+) -> Endpoint:
+    """Both models answer `refund`, but for the cases named; `missed` are those that both miss."""
+    wrong = {CANDIDATE.model: {*worse, *missed}, BASELINE.model: {*better, *missed}}
+
+    def answer(question: Question) -> Answer:
+        category = "billing" if question.label in wrong[question.model] else "refund"
+        return an_answer({"category": category, "reason": "says so"}, model=question.model)
+
+    return answer
+
+
+def a_change_of(
+    given: Sequence[Case], before: Sequence[Case] | None = None, **fields: object
+) -> ConfigChange:
+    baseline = a_snapshot(BASELINE, given if before is None else before)
+    return a_change(a_snapshot(CANDIDATE, given, **fields), baseline)
+
+
+def run(change: ConfigChange, answer: Endpoint, policy: GoldenPolicy | None = None) -> list[Outcome]:
+    context = a_context(Policy(golden=policy or GoldenPolicy()))
+    return [run_check(check, answer) for check in golden.checks(change, context)]
+
+
+def judge(
+    change: ConfigChange, outcomes: Sequence[Outcome], policy: GoldenPolicy | None = None
+) -> GateResult:
+    return golden.judge(change, outcomes, a_context(Policy(golden=policy or GoldenPolicy())))
+
+
+def judged(change: ConfigChange, answer: Endpoint, policy: GoldenPolicy | None = None) -> GateResult:
+    return judge(change, run(change, answer, policy), policy)
+
+
+def ids(*numbers: int) -> list[str]:
+    return [f"case-{number:03}" for number in numbers]
+
+
+# --- Against a baseline -------------------------------------------------------------------------
+
+
+def test_a_change_that_loses_nothing_beyond_the_margin_passes_with_its_numbers() -> None:
+    change = a_change_of(cases(400))
+
+    result = judged(
+        change, endpoint(worse=ids(0, 1, 2, 3), better=ids(*range(10, 17)), missed=ids(*range(20, 29)))
+    )
+
+    assert result.verdict is Verdict.PASS
+    assert result.measured == ("387 of 400, baseline 384", "+0.8 pt, at worst −0.8 pt (95 % sure)")
+    assert result.required == ("", "≥ −2.0 pt")
+    assert (result.checks, result.missed, result.unknown) == (401, 13, 0)
+    assert result.reasons == ()
+
+
+def test_a_proved_loss_fails_and_names_each_case_that_got_worse() -> None:
+    change = a_change_of(cases(400, tags=("refund",)))
+
+    result = judged(change, endpoint(worse=ids(*range(15)), better=ids(20, 21, 22)))
+
+    assert result.verdict is Verdict.FAIL
+    assert result.measured == ("385 of 400, baseline 397", "−3.0 pt, at worst −5.0 pt (95 % sure)")
+    assert result.reasons == (
+        "the loss is proved: by chance alone it would be as large in 0.22 % of such comparisons",
+    )
+    worse = result.figures["worse"]
+    assert isinstance(worse, list)
+    assert worse[0] == {
+        "case": "case-000",
+        "field": "category",
+        "expected": "refund",
+        "got": "billing",
+        "tags": ["refund"],
+    }
+    assert len(worse) == 15
+    assert result.hint == "try the weak spot alone: `pytest --deploy-gates --gate=golden -k case-000`"
+
+
+def test_what_neither_is_proved_is_inconclusive_and_says_what_would_decide() -> None:
+    change = a_change_of(cases(60))
+
+    result = judged(change, endpoint(worse=ids(0)))
+
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.measured == ("59 of 60, baseline 60", "−1.7 pt, at worst −7.7 pt (95 % sure)")
+    assert result.reasons == ("60 cases cannot tell a loss of 2.0 pt from none",)
+    assert result.hint.startswith("about ")
+    assert result.hint.endswith(" cases more like these would decide")
+
+
+def test_no_miss_at_all_among_too_few_cases_proves_too_little() -> None:
+    few, enough = judged(a_change_of(cases(148)), endpoint()), judged(a_change_of(cases(149)), endpoint())
+
+    assert few.verdict is Verdict.INCONCLUSIVE
+    assert few.hint == "about 1 case more like these would decide"
+    assert enough.verdict is Verdict.PASS
+
+
+def test_a_bound_just_short_of_the_margin_is_not_shown_as_if_it_met_it() -> None:
+    result = judged(a_change_of(cases(148)), endpoint())
+
+    assert result.measured[1] == "+0.0 pt, at worst −2.004 pt (95 % sure)"
+    assert result.required[1] == "≥ −2.0 pt"
+
+
+def test_two_configs_that_meet_nothing_cannot_be_told_apart() -> None:
+    given = cases(300)
+
+    result = judged(a_change_of(given), endpoint(missed=[case.id for case in given]))
+
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.reasons == ("neither config meets a single case, so these cannot tell the two apart",)
+
+
+def test_a_tag_in_the_ids_of_what_got_worse_is_the_weak_spot() -> None:
+    given = [a_case(f"refund-{at}", tags=("refund", "en")) for at in range(200)]
+
+    result = judged(a_change_of(given), endpoint(worse=[case.id for case in given[:20]]))
+
+    assert result.hint == "try the weak spot alone: `pytest --deploy-gates --gate=golden -k refund`"
+
+
+def test_weights_and_fractions_are_shown_as_shares() -> None:
+    given = [a_case("heavy", weight=3.0), *cases(197)]
+
+    result = judged(a_change_of(given), endpoint(worse=["heavy"]))
+
+    assert result.measured[0] == "98.5 % of 198, baseline 100.0 %"
+
+
+def test_the_figures_are_plain_json_and_do_not_depend_on_who_reported_first() -> None:
+    given = [
+        a_case(f"case-{at:03}", tags=("even",) if at % 2 == 0 else (), cluster=f"{at // 3}")
+        for at in range(90)
+    ]
+    change = a_change_of(given)
+    outcomes = run(change, endpoint(worse=ids(3, 8), better=ids(5)))
+    chance = random.Random(1)
+
+    first = judge(change, outcomes)
+    others = [judge(change, chance.sample(outcomes, k=len(outcomes))) for _ in range(5)]
+
+    assert all(other == first for other in others)
+    assert json.loads(json.dumps(first.figures)) == first.figures
+    assert set(first.figures) == {
+        "n", "met", "clusters", "effective_n", "candidate_rate", "confidence", "power_pt", "by_tag",
+        "baseline_rate", "change_pt", "low_pt", "high_pt", "margin_pt", "p_worse", "conclusion",
+        "same_requests", "more_cases", "worse", "better",
+    }  # fmt: skip
+    assert first.figures["clusters"] == 30
+    assert first.figures["by_tag"] == {"even": {"n": 45, "baseline": 1.0, "candidate": 0.977778}}
+    assert first.figures["better"] == [
+        {"case": "case-005", "field": "category", "expected": "refund", "got": "refund", "tags": []}
+    ]
+
+
+def test_outcomes_cross_process_borders_and_are_judged_the_same() -> None:
+    change = a_change_of(cases(40))
+    outcomes = run(change, endpoint(worse=ids(3)))
+
+    back = [Outcome.from_json(each.to_json()) for each in outcomes]
+
+    assert back == outcomes
+    assert judge(change, back) == judge(change, outcomes)
+
+
+# --- A case -------------------------------------------------------------------------------------
+
+
+def one(change: ConfigChange, answer: Endpoint) -> Outcome:
+    """The outcome of the only case."""
+    outcome = run(change, answer)[-1]
+    assert outcome.case
+    return outcome
+
+
+def test_a_case_is_named_after_its_line_and_carries_what_the_gate_decides_on() -> None:
+    change = a_change_of(
+        [a_case("refund-partial", tags=("smoke",), cluster="glass", weight=2.0, must_pass=True)]
+    )
+
+    checks = list(golden.checks(change, a_context()))
+    outcome = run_check(checks[1], endpoint(worse=["refund-partial"]))
+
+    assert [check.id for check in checks] == [
+        "golden/ticket-triage/config.yaml::golden/dataset",
+        "golden/ticket-triage/cases.jsonl::refund-partial",
+    ]
+    assert (checks[1].case, checks[1].tags, checks[1].gate) == ("refund-partial", ("smoke",), GateName.GOLDEN)
+    assert outcome.found is Found.MISSED
+    assert outcome.reasons == ("category: expected refund, got billing",)
+    assert outcome.usage is not None
+    assert outcome.figures == {
+        "score": 0.0,
+        "baseline_score": 1.0,
+        "same_request": False,
+        "weight": 2.0,
+        "cluster": "glass",
+        "must_pass": True,
+        "finish_reason": "stop",
+        "field": "category",
+        "expected": "refund",
+        "got": "billing",
+    }
+
+
+def test_the_same_request_is_asked_once_and_differs_by_nothing() -> None:
+    unlike = replace(CANDIDATE, document={"limits": {}})
+    change = a_change(a_snapshot(CANDIDATE, cases(3)), a_snapshot(unlike, cases(3)))
+    asked: list[str] = []
+
+    def answer(question: Question) -> Answer:
+        asked.append(question.label)
+        return an_answer({"category": "billing", "reason": ""})
+
+    outcomes = run(change, answer, GoldenPolicy(min_cases=1))
+    result = judge(change, outcomes)
+
+    assert asked == ids(0, 1, 2)
+    assert all(each.figures["same_request"] for each in outcomes[1:])
+    assert result.verdict is Verdict.PASS
+    assert result.measured == ("0 of 3, baseline 0", "+0.0 pt, at worst +0.0 pt (95 % sure)")
+
+
+def test_each_answer_keeps_to_its_own_output_schema_and_both_to_the_candidates_case() -> None:
+    wider = TICKET_SCHEMA | {"required": ["category"]}
+    change = a_change(
+        a_snapshot(CANDIDATE, cases(1)),
+        a_snapshot(
+            replace(BASELINE, output=Output(name="ticket", schema=wider), comparison=Comparison()), []
+        ),
+    )
+
+    def answer(question: Question) -> Answer:
+        return an_answer({"category": "refund"})
+
+    outcome = one(change, answer)
+
+    assert (outcome.figures["baseline_score"], outcome.figures["score"]) == (1.0, 0.0)
+    assert outcome.reasons == ("reason: expected a value, got nothing",)
+
+
+def test_a_baseline_whose_variables_had_other_names_is_asked_with_its_own_inputs() -> None:
+    renamed = replace(CANDIDATE, messages=(Message(role="user", content="{{ ticket }}"),))
+    now, was = a_case("a", inputs={"ticket": "hello"}), a_case("a", inputs={"body": "hello"})
+    change = a_change(a_snapshot(renamed, [now]), a_snapshot(BASELINE, [was]))
+
+    outcome = one(change, endpoint())
+
+    assert outcome.found is Found.MET
+    assert outcome.figures["baseline_score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("messages", "baseline_messages", "reason"),
+    [
+        ("{{ gone }}", "{{ body }}", "cannot be asked: messages[0].content uses a variable"),
+        ("{{ body }}", "{{ gone }}", "the baseline's answer: cannot be asked for, messages[0].content uses"),
+    ],
+)
+def test_a_request_that_cannot_be_made_is_not_known(
+    messages: str, baseline_messages: str, reason: str
+) -> None:
+    change = a_change(
+        a_snapshot(replace(CANDIDATE, messages=(Message(role="user", content=messages),)), cases(1)),
+        a_snapshot(replace(BASELINE, messages=(Message(role="user", content=baseline_messages),)), cases(1)),
+    )
+
+    outcome = one(change, endpoint())
+
+    assert outcome.found is Found.UNKNOWN
+    assert outcome.reasons[0].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("silent", "reason"),
+    [
+        ({CANDIDATE.model}, "case-000 was never recorded"),
+        ({BASELINE.model}, "the baseline's answer: case-000 was never recorded"),
+        ({CANDIDATE.model, BASELINE.model}, "case-000 was never recorded"),
+    ],
+    ids=["candidate", "baseline", "both"],
+)
+def test_a_missing_answer_is_not_known_and_the_other_is_asked_for_all_the_same(
+    silent: set[str], reason: str
+) -> None:
+    asked: list[str] = []
+
+    def answer(question: Question) -> Answer | Unanswered:
+        asked.append(question.model)
+        if question.model in silent:
+            return Unanswered(Cause.NOT_RECORDED, f"{question.label} was never recorded", hint="record it")
+        return endpoint()(question)
+
+    outcome = one(a_change_of(cases(1)), answer)
+
+    assert asked == [BASELINE.model, CANDIDATE.model]
+    assert (outcome.found, outcome.reasons) == (Found.UNKNOWN, (reason,))
+    assert (outcome.figures["unanswered"], outcome.figures["hint"]) == ("not recorded", "record it")
+
+
+def test_a_check_that_nobody_can_make_is_not_known() -> None:
+    asked = a_case("a", expects=False, checks=(CaseCheck(kind=Kind.REGEX, spec={"pattern": "("}),))
+
+    outcome = one(a_change_of([asked]), endpoint())
+
+    assert outcome.found is Found.UNKNOWN
+    assert outcome.reasons == ("the pattern ( is not valid: missing ) at position 1",)
+
+
+# --- What else bears on the verdict -------------------------------------------------------------
+
+
+def test_an_unknown_case_is_inconclusive_whatever_the_others_say() -> None:
+    change = a_change_of(cases(400))
+    outcomes = run(change, endpoint(worse=ids(*range(30))))
+    outcomes[-1] = replace(outcomes[-1], found=Found.UNKNOWN, reasons=("no recorded answer for case-399",))
+
+    result = judge(change, outcomes)
+
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.measured[0] == "369 of 399, baseline 399, 1 not known"
+    assert result.reasons == ("case-399 is not known: no recorded answer",)
+    assert result.unknown == 1
+
+
+def test_unknown_cases_are_counted_by_their_reason_and_bring_its_remedy() -> None:
+    change = a_change_of(cases(30))
+
+    def answer(question: Question) -> Answer | Unanswered:
+        if question.model == BASELINE.model:
+            return endpoint()(question)
+        if question.label in ids(3, 4):
+            return Unanswered(Cause.OVERLOADED, "the endpoint kept answering 429", hint="run again later")
+        return Unanswered(Cause.NOT_RECORDED, f"no recorded answer for {question.label}", hint="record it")
+
+    result = judged(change, answer)
+
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.measured == ("no case is known",)
+    assert result.reasons == (
+        "28 cases are not known: no recorded answer",
+        "2 cases are not known: the endpoint kept answering 429",
+    )
+    assert result.hint == "record it"
+
+
+def test_a_case_that_must_pass_fails_the_gate_alone() -> None:
+    given = [a_case("safety", must_pass=True), *cases(400)]
+
+    met = judged(a_change_of(given), endpoint(worse=ids(1)))
+    missed = judged(a_change_of(given), endpoint(worse=["safety"]))
+    missed_by_both = judged(a_change_of(given), endpoint(missed=["safety"]))
+
+    assert met.verdict is Verdict.PASS
+    assert missed.verdict is missed_by_both.verdict is Verdict.FAIL
+    assert missed.reasons == ("safety must pass: category: expected refund, got billing",)
+
+
+def test_a_case_that_must_pass_fails_also_where_others_are_not_known() -> None:
+    change = a_change_of([a_case("safety", must_pass=True), *cases(20)])
+    outcomes = run(change, endpoint(worse=["safety"]))
+    outcomes[-1] = replace(outcomes[-1], found=Found.UNKNOWN, reasons=("did not run",))
+
+    result = judge(change, outcomes)
+
+    assert result.verdict is Verdict.FAIL
+    assert result.reasons == (
+        "safety must pass: category: expected refund, got billing",
+        "case-019 is not known: did not run",
+    )
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_where_nothing_ran_only_the_policy_can_excuse_it(optional: bool) -> None:
+    policy = Policy(optional=frozenset({GateName.GOLDEN} if optional else ()))
+    other = Outcome(check="x", gate=GateName.TYPE, config="ticket-triage", found=Found.MET)
+
+    result = golden.judge(a_change_of(cases(20)), [other], a_context(policy))
+
+    assert result.verdict is (Verdict.SKIP if optional else Verdict.INCONCLUSIVE)
+    assert result.measured == ("no check was executed",)
+
+
+def test_a_config_that_cannot_be_read_has_no_checks() -> None:
+    change = a_change_of(cases(20))
+
+    checks = list(
+        golden.checks(replace(change, candidate=replace(change.candidate, config=None)), a_context())
+    )
+
+    assert checks == []
+
+
+# --- A new config -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "missed", "verdict", "measured"),
+    [
+        (20, 0, Verdict.PASS, "20 of 20, at worst 86 % (95 % sure)"),
+        (13, 0, Verdict.INCONCLUSIVE, "13 of 13, at worst 79 % (95 % sure)"),
+        (14, 0, Verdict.PASS, "14 of 14, at worst 81 % (95 % sure)"),
+        (40, 4, Verdict.INCONCLUSIVE, "36 of 40, at worst 79 % (95 % sure)"),
+        (40, 9, Verdict.FAIL, "31 of 40, at worst 64 % (95 % sure)"),
+    ],
+)
+def test_a_new_config_has_to_prove_its_pass_rate(
+    n: int, missed: int, verdict: Verdict, measured: str
+) -> None:
+    change = a_change(a_snapshot(CANDIDATE, cases(n)))
+
+    result = judged(change, endpoint(missed=ids(*range(missed))))
+
+    assert result.verdict is verdict
+    assert (result.measured, result.required) == ((measured,), ("≥ 80 %",))
+    assert (verdict is Verdict.INCONCLUSIVE) == ("would decide" in result.hint)
+    assert len(result.reasons) == (0 if verdict is Verdict.PASS else 1 + missed)
+
+
+def test_a_config_whose_baseline_cannot_be_read_is_judged_like_a_new_one() -> None:
+    broken = replace(a_snapshot(BASELINE, cases(20)), config=None)
+
+    result = judged(a_change(a_snapshot(CANDIDATE, cases(20)), broken), endpoint())
+
+    assert result.verdict is Verdict.PASS
+    assert result.required == ("≥ 80 %",)
+
+
+# --- The dataset --------------------------------------------------------------------------------
+
+
+def dataset(now: Sequence[Case], before: Sequence[Case] | None, config: ModelConfig = CANDIDATE) -> Outcome:
+    baseline = None if before is None else a_snapshot(BASELINE, before)
+    return run(a_change(a_snapshot(config, now), baseline), endpoint())[0]
+
+
+CHECKS = tuple(CaseCheck(kind=Kind.CONTAINS, spec={"value": word}) for word in ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "reason"),
+    [
+        (cases(20), cases(20), ""),
+        (cases(25), cases(20), ""),
+        (cases(20), None, ""),
+        ([], None, "holds 0 cases, and the policy wants at least 10; add cases"),
+        (cases(9), cases(9), "holds 9 cases, and the policy wants at least 10; add cases"),
+        (cases(20), cases(22), "lacks 2 cases of main: case-020, case-021; put them back, or name those"),
+        (
+            cases(20, expects=False, checks=CHECKS),
+            cases(1, checks=CHECKS),
+            "asks for less than main does: case-000 (no `expected`); ask for as much, or retire the case",
+        ),
+        (
+            cases(20, checks=CHECKS[:1]),
+            cases(1, checks=CHECKS),
+            "asks for less than main does: case-000 (1 of 2 checks); ask for as much",
+        ),
+        (
+            cases(20),
+            cases(1, must_pass=True),
+            "asks for less than main does: case-000 (no `must_pass`); ask for as much",
+        ),
+    ],
+)
+def test_a_dataset_may_not_quietly_ask_for_less(
+    now: Sequence[Case], before: Sequence[Case] | None, reason: str
+) -> None:
+    outcome = dataset(now, before)
+
+    assert outcome.found is (Found.MISSED if reason else Found.MET)
+    assert len(outcome.reasons) == (1 if reason else 0)
+    assert "".join(outcome.reasons).startswith(
+        f"golden/ticket-triage/cases.jsonl: {reason}" if reason else ""
+    )
+
+
+def test_a_case_may_be_retired_on_purpose() -> None:
+    document: JsonObject = {"golden": {"retired": ["case-020", "case-021"]}}
+
+    outcome = dataset(cases(20), cases(22), replace(CANDIDATE, document=document))
+
+    assert outcome.found is Found.MET
+
+
+def test_another_expectation_is_allowed_and_told() -> None:
+    now = [a_case("case-000", expected={"category": "billing"}), *cases(20)[1:]]
+
+    outcome = dataset(now, cases(20))
+
+    assert outcome.found is Found.MET
+    assert outcome.reasons == ("another answer is expected of 1 case: case-000",)
+
+
+def test_many_missing_cases_are_counted_rather_than_listed() -> None:
+    outcome = dataset(cases(20), cases(120))
+
+    assert "case-039 and 80 more" in outcome.reasons[0]
+
+
+def test_a_dataset_that_lost_cases_fails_the_gate_however_good_the_answers_are() -> None:
+    change = a_change_of(cases(300), cases(301))
+
+    result = judged(change, endpoint())
+
+    assert result.verdict is Verdict.FAIL
+    assert result.reasons[0].startswith("golden/ticket-triage/cases.jsonl: lacks 1 case of main: case-300")
+
+
+def test_a_dataset_nobody_looked_at_is_inconclusive() -> None:
+    change = a_change_of(cases(300))
+    outcomes = run(change, endpoint())
+    outcomes[0] = replace(outcomes[0], found=Found.UNKNOWN, reasons=("golden/dataset did not run",))
+
+    result = judge(change, outcomes)
+
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.reasons == ("golden/dataset did not run",)
+
+
+# --- Speed --------------------------------------------------------------------------------------
+
+
+def test_a_thousand_replayed_cases_take_a_fraction_of_a_second() -> None:
+    change = a_change_of(cases(1000))
+    answer = endpoint(worse=ids(*range(0, 1000, 40)), better=ids(*range(7, 1000, 60)))
+    judged(a_change_of(cases(20)), answer)
+
+    began = time.process_time()
+    result = judged(change, answer)
+
+    assert result.checks == 1001
+    assert time.process_time() - began < 1.0
