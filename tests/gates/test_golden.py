@@ -154,6 +154,15 @@ def test_a_bound_just_short_of_the_margin_is_not_shown_as_if_it_met_it() -> None
     assert result.required[1] == "≥ −2.0 pt"
 
 
+@pytest.mark.parametrize(
+    ("margin_pt", "required"), [(2.0, "≥ −2.0 pt"), (0.25, "≥ −0.25 pt"), (10, "≥ −10.0 pt")]
+)
+def test_the_limit_is_shown_as_exactly_as_the_policy_says_it(margin_pt: float, required: str) -> None:
+    result = judged(a_change_of(cases(20)), endpoint(), GoldenPolicy(margin_pt=margin_pt))
+
+    assert result.required == ("", required)
+
+
 def test_two_configs_that_meet_nothing_cannot_be_told_apart() -> None:
     given = cases(300)
 

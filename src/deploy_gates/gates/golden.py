@@ -180,9 +180,8 @@ def _compare(check: Check, *, case: Case, arms: _Arms) -> Asking:
         return check.outcome(Found.UNKNOWN, error.message, figures=figures)
     found = arms.candidate.match(answer, case)
     if arms.baseline is not None and before is None:
-        is_same = arms.baseline.config.output == arms.candidate.config.output
-        figures["same_request"] = is_same
-        before = found if is_same else arms.baseline.match(answer, case)
+        figures["same_request"] = _schema(arms.baseline) == _schema(arms.candidate)
+        before = found if figures["same_request"] else arms.baseline.match(answer, case)
     figures |= {"score": found.score, "finish_reason": answer.finish_reason}
     figures["baseline_score"] = before.score if before else None
     for difference in (*found.differences, *(before.differences if before else ()))[:1]:
@@ -216,6 +215,10 @@ def _ask_baseline(
         figures |= {"unanswered": error.cause.value, "hint": error.hint}
         return Match(score=None, why_unknown=error.message)
     return found
+
+
+def _schema(matcher: Matcher) -> JsonObject | None:
+    return matcher.config.output.schema if matcher.config.output else None
 
 
 # --- What bears on the verdict ------------------------------------------------------------------
@@ -334,7 +337,7 @@ def _without_id(outcome: Outcome) -> str:
 
 def _against_baseline(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
     """No worse than the baseline on the same cases, by more than the margin."""
-    required = ("", f"≥ {_points(-policy.margin_pt)}")
+    required = ("", f"≥ −{_limit(policy.margin_pt)} pt")
     if not known:
         return _no_case(required)
     pairs, margin = [each.pair for each in known], policy.margin_pt / 100
@@ -383,7 +386,7 @@ def _finding(known: Sequence[_Scored], found: Paired, policy: GoldenPolicy, more
         )
     return _Finding(
         verdict=Verdict.INCONCLUSIVE,
-        reasons=(f"{_cases(found.n)} cannot tell a loss of {_points(policy.margin_pt, sign='')} from none",),
+        reasons=(f"{_cases(found.n)} cannot tell a loss of {_limit(policy.margin_pt)} pt from none",),
         hint=_would_decide(more),
     )
 
@@ -393,7 +396,7 @@ def _on_its_own(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
 
     That bound is the one of a comparison with a baseline that meets every case.
     """
-    required = (f"≥ {_percent(policy.min_pass_rate)}",)
+    required = (f"≥ {100 * policy.min_pass_rate:.6g} %",)
     if not known:
         return _no_case(required)
     pairs, margin = [each.pair for each in known], 1 - policy.min_pass_rate
@@ -414,7 +417,7 @@ def _on_its_own(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
         finding = _Finding(
             verdict=Verdict.INCONCLUSIVE,
             reasons=(
-                f"{_cases(found.n)} do not prove that {_percent(policy.min_pass_rate)} are met",
+                f"{_cases(found.n)} do not prove that {100 * policy.min_pass_rate:.6g} % are met",
                 *_missed(known),
             ),
             hint=_would_decide(more),
@@ -512,11 +515,15 @@ def _would_decide(more: int | None) -> str:
     return f"about {_cases(-(-more // step) * step)} more like these would decide"
 
 
-def _points(value: float, *, unlike: float | None = None, sign: str = "+") -> str:
+def _points(value: float, *, unlike: float | None = None) -> str:
     """`−0.6 pt`; with more places where it would read like the limit that it misses."""
     places = next((n for n in (1, 2, 3) if unlike is None or round(value, n) != round(unlike, n)), 4)
-    rounded = round(value, places) + 0.0
-    return f"{rounded:{sign}.{places}f} pt".replace("-", "−")
+    return f"{round(value, places) + 0.0:+.{places}f} pt".replace("-", "−")
+
+
+def _limit(value: float) -> str:
+    """What the policy says, as exactly as it says it: `2.0`, `0.25`."""
+    return f"{value:.1f}" if abs(value - round(value, 1)) < 1e-9 else f"{value:.6g}"
 
 
 def _percent(share: float, *, unlike: float | None = None, places: int = 0) -> str:

@@ -170,12 +170,9 @@ def _unless(found: Iterable[Difference]) -> Match:
 
 def _is_exempt(answer: Answer, case: Case) -> bool:
     """Whether the case asks for something other than an answer in the output's shape."""
-    for check in case.checks:
-        if check.kind is Kind.REFUSAL and check.spec.get("value", True):
-            return True
-        if check.kind is Kind.TOOL_CALL and check.spec.get("count") != 0:
-            return bool(answer.tool_calls) and not answer.text.strip()
-    return False
+    refused = any(each.kind is Kind.REFUSAL and each.spec.get("value", True) for each in case.checks)
+    called = any(each.kind is Kind.TOOL_CALL and each.spec.get("count") != 0 for each in case.checks)
+    return refused or (called and bool(answer.tool_calls) and not answer.text.strip())
 
 
 def _with_cause(found: list[Difference], reading: Reading, case: Case) -> tuple[Difference, ...]:
