@@ -22,6 +22,8 @@ from deploy_gates.core.contract import (
     BreakKind,
     breaks,
     is_at,
+    may_be,
+    may_hold,
     narrowed,
     speaks_of,
 )
@@ -551,19 +553,57 @@ def test_every_kind_of_break_has_its_words_for_answers_readers_and_callers() -> 
     assert missing == [{BreakKind.NARROWED}] * 2  # only answers are ever asked for what they no longer give
 
 
-def test_paths_lie_in_one_another_and_name_what_a_schema_speaks_of() -> None:
-    schema = closed(items=list_of(closed(price=NUMBER)), **{"a.b": TEXT})
+def test_paths_lie_in_one_another() -> None:
+    pairs = {
+        ("$.items[].price", "$.items"): True,
+        ("$.items", "$.items"): True,
+        ("$.items_sold", "$.items"): False,
+    }
 
-    assert is_at("$.items[].price", "$.items")
-    assert is_at("$.items", "$.items")
-    assert not is_at("$.items_sold", "$.items")
-    for path, is_there in {
-        "$.items[].price": True,
-        "$['a.b']": True,
-        "$.items[].name": False,
-        "$.other": False,
-    }.items():
-        assert speaks_of(schema, path) is is_there, path
+    assert {pair: is_at(*pair) for pair in pairs} == pairs
+
+
+def test_a_schema_speaks_of_what_it_declares_and_may_hold_more() -> None:
+    schema = closed(
+        items=list_of(opened(price=NUMBER), maxItems=3), either=any_of(closed(a=TEXT), NULL), **{"a.b": TEXT}
+    )
+
+    found = {
+        path: (speaks_of(schema, path), may_hold(schema, path))
+        for path in (
+            "$",
+            "$.items[].price",
+            "$.items[2].price",
+            "$.items[3]",
+            "$.items[0].name",
+            "$.either.a",
+            "$['a.b']",
+            "$.other",
+            "items[0].price",
+        )
+    }
+
+    assert found == {
+        "$": (True, True),
+        "$.items[].price": (True, True),
+        "$.items[2].price": (False, True),
+        "$.items[3]": (False, False),
+        "$.items[0].name": (False, True),
+        "$.either.a": (True, True),
+        "$['a.b']": (True, True),
+        "$.other": (False, False),
+        "items[0].price": (False, False),
+    }
+
+
+def test_a_value_may_be_where_the_schema_allows_it_or_nobody_knows() -> None:
+    schema = closed(kind={"enum": ["a", "b"]}, on=text(format="date"), items=list_of(INTEGER))
+
+    assert may_be(schema, "$.kind", "a")
+    assert not may_be(schema, "$.kind", "c")
+    assert may_be(schema, "$.on", "2026-11-23")
+    assert may_be(schema, "$.items[4]", 7)
+    assert not may_be(schema, "$.items[4]", "7")
 
 
 # --- Oracles ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ that is being compared that it fits, which is right if no difference is found.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
@@ -21,6 +21,7 @@ from typing import TypeAlias, TypeVar
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.shapes import (
     ANYTHING,
+    SHAPES_MAX,
     Arrays,
     Numbers,
     Objects,
@@ -148,13 +149,21 @@ def is_at(path: str, above: str) -> bool:
 
 
 def speaks_of(schema: JsonObject, path: str) -> bool:
-    """Whether the schema speaks of what is at `path`: somebody who reads by it may read that."""
+    """Whether the schema declares what is at `path`: who reads by it may read that."""
     document = Schema(schema)
-    parts: list[Json] = [schema]
-    for step in _steps(path):
-        shapes = [shape for part in parts for shape in document.shapes(part)][:BREAKS_MAX]
-        parts = [part for shape in shapes for part in _named(shape, step)]
-    return bool(parts)
+    return bool(_parts_at(document, path, _declared))
+
+
+def may_hold(schema: JsonObject, path: str) -> bool:
+    """Whether there may be anything at `path`."""
+    document = Schema(schema)
+    return not all(map(document.is_empty, _parts_at(document, path, _allowed)))
+
+
+def may_be(schema: JsonObject, path: str, value: Json) -> bool:
+    """Whether there may be this value at `path`."""
+    document = Schema(schema)
+    return any(document.allows(part, value) is not False for part in _parts_at(document, path, _allowed))
 
 
 # --- Places -------------------------------------------------------------------------------------
@@ -166,22 +175,39 @@ def _dot(name: str) -> str:
     return f"['{name}']" if not name or set(name) & set(".[]'*") else f".{name}"
 
 
-def _steps(path: str) -> Iterator[str | int]:
-    """`$.items[].price` → `items`, -1, `price`."""
+_Step: TypeAlias = str | int | None
+"""A name, a place in a list, or any place in one."""
+
+
+def _steps(path: str) -> Iterator[_Step]:
+    """`$.items[].price` → `items`, `None`, `price`."""
     for plain, quoted, place in _STEP.findall(path):
         if plain or quoted:
             yield plain or quoted
         else:
-            yield int(place) if place else -1
+            yield int(place) if place else None
 
 
-def _named(shape: Shape, step: str | int) -> Iterator[Json]:
+def _parts_at(document: Schema, path: str, step_into: Callable[[Shape, _Step], Json]) -> list[Json]:
+    parts: list[Json] = [document.document]
+    for step in _steps(path):
+        shapes = [shape for part in parts for shape in document.shapes(part)][:SHAPES_MAX]
+        parts = [part for shape in shapes if (part := step_into(shape, step)) is not False]
+    return parts
+
+
+def _declared(shape: Shape, step: _Step) -> Json:
     if isinstance(shape, Objects) and isinstance(step, str):
-        part = shape.others if step == "*" else shape.properties.get(step, False)
-        if part is not False and (step != "*" or part is not True):
-            yield part
-    elif isinstance(shape, Arrays) and isinstance(step, int) and shape is not ANYTHING[4]:
-        yield shape.rest if step < 0 else shape.item(step)
+        return shape.others if step == "*" and shape.others is not True else shape.properties.get(step, False)
+    return shape.rest if isinstance(shape, Arrays) and step is None else False
+
+
+def _allowed(shape: Shape, step: _Step) -> Json:
+    if isinstance(shape, Objects) and isinstance(step, str):
+        return shape.property(step)
+    if isinstance(shape, Arrays) and not isinstance(step, str):
+        return shape.item(step or 0) if _exceeds(shape.most, step or 0) else False
+    return False
 
 
 # --- What may differ ----------------------------------------------------------------------------
