@@ -535,7 +535,7 @@ EDITS = (
     Edit("half-the-cases", GOLDEN, to_cases(lambda cases: cases[::2])),
     Edit("nothing-expected", GOLDEN, to_cases(nothing_expected_of(40))),
     Edit("no-checks", GOLDEN, to_cases(no_checks)),
-    Edit("comparison-loosened", GOLDEN, sets("golden.exclude_paths", ["root['category']"])),
+    Edit("comparison-loosened", TYPE, sets("golden.exclude_paths", ["root['category']"])),
     Edit("never-asked", GOLDEN, sets("parameters.seed", 20261123), STOPS),
     Edit(
         "instructions-sabotaged",
@@ -619,7 +619,8 @@ class Row:
 def make_baseline(root: Path, at: Path) -> Copy:
     """The example of the project at `root` in a repository whose only commit is the baseline."""
     baseline = Copy(root=at)
-    shutil.copytree(root / "golden", at / "golden", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("golden", "tests/triage"):
+        shutil.copytree(root / folder, at / folder, ignore=shutil.ignore_patterns("__pycache__"))
     baseline.write(SETTINGS, _gate_settings((root / SETTINGS).read_text("utf-8")))
     baseline.write(".gitignore", f".deploy-gates/\n__pycache__/\n/{REPORT}\n")
     baseline.git("init", "--quiet", "--initial-branch=main")
@@ -629,12 +630,12 @@ def make_baseline(root: Path, at: Path) -> Copy:
 
 
 def _gate_settings(text: str) -> str:
-    """The tables of [tool.deploy_gates], and none for pytest but the one that marks the root."""
+    """The tables of [tool.deploy_gates], but for unchanged configs: what is not edited is not gated."""
     kept, is_ours = ["[tool.pytest.ini_options]\n\n"], False
     for line in text.splitlines(keepends=True):
         if line.startswith("["):
             is_ours = line.startswith(("[tool.deploy_gates]", "[tool.deploy_gates."))
-        if is_ours:
+        if is_ours and not line.startswith("gate_all"):
             kept.append(line)
     return "".join(kept)
 
@@ -759,7 +760,7 @@ def record(edits: Sequence[Edit], baseline: Copy, folder: Path) -> None:
     """Have the local model answer what the edited configs ask, and keep its answers."""
     import local_model
 
-    with local_model.serve() as base_url:
+    with local_model.serve(slots=2) as base_url:
         environ = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "local"}
         for edit in edits:
             at = folder / f"record-{edit.name}"

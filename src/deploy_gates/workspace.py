@@ -169,6 +169,10 @@ class _Comparing:
         touched = tuple(path for path in candidate.texts if path != candidate.cases_file) or (file,)
         for commit in self.git.commits_of(touched, HISTORY_MAX):
             before = self.git.parent(commit)
+            if not before and self.git.is_shallow:
+                # What came before is not in this clone: compared with itself, it is at least no worse.
+                baseline = snapshot(file, self._reading(self.base.commit))
+                return _change(baseline, candidate, self.base.name, self.base.commit)
             if not before:
                 break
             baseline = snapshot(file, self._reading(before))
