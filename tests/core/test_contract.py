@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -486,36 +487,43 @@ def test_twenty_definitions_that_each_refer_twice_to_the_next_are_compared_at_on
     assert len(broken) == 50
 
 
-def test_what_is_too_large_to_compare_is_unknown() -> None:
-    def maze(width: int) -> Schema:
-        names = [f"p{at}" for at in range(12)]
-        return any_of(
-            *(
-                closed(
-                    **{
-                        name: {"enum": [(at + shift) % width for shift in range(width - 1)]}
-                        for at, name in enumerate(names)
-                    },
-                    own={"const": own},
-                )
-                for own in range(1, 4)
-            )
-        )
-
-    found = breaks(
-        closed(
-            **maze(6)["anyOf"][0]["properties"],
-        )
-        | {"title": "one"},
-        maze(5),
+def switches(**settings: object) -> Schema:
+    """Ten switches, some of them set."""
+    return closed(
+        **{f"s{at}": {"enum": [0, 1]} for at in range(10)}
+        | {name: {"const": each} for name, each in settings.items()}
     )
-    deep: Schema = INTEGER
-    other: Schema = NUMBER
-    for _ in range(60):
-        deep, other = list_of(deep), list_of(other)
+
+
+def test_alternatives_that_leave_one_object_out_are_told_apart() -> None:
+    any_off = any_of(*(switches(**{f"s{at}": 0}) for at in range(10)))
+    all_on = switches(**{f"s{at}": 1 for at in range(10)})
+
+    assert breaks(switches(), {"anyOf": [*any_off["anyOf"], all_on]}) == ()
+    assert said(breaks(switches(), any_off)) == "breaking"
+
+
+def test_a_maze_of_alternatives_is_left_before_it_takes_long() -> None:
+    rows = [[number >> at & 1 for at in range(10)] for number in range(1 << 10)]
+    even = any_of(
+        *(switches(**{f"s{at}": each for at, each in enumerate(row)}) for row in rows if not sum(row) % 2)
+    )
+
+    started = time.perf_counter()
+    found = breaks(switches(), even)
 
     assert found
-    assert {each.kind for each in breaks(deep, other)} == {BreakKind.UNKNOWN}
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("levels", [60, 600])
+def test_what_is_nested_too_deeply_to_compare_is_unknown(levels: int) -> None:
+    new, old = INTEGER, NUMBER
+    for _ in range(levels):
+        new, old = list_of(new), list_of(old)
+
+    assert {each.kind for each in breaks(new, old)} == {BreakKind.UNKNOWN}
+    assert {each.kind for each in narrowed(new, old)} <= {BreakKind.UNKNOWN}
 
 
 def test_what_pydantic_says_of_a_consumer_is_understood() -> None:

@@ -210,6 +210,18 @@ def test_twenty_reasons_are_named_and_the_rest_is_counted() -> None:
     assert found[-1] == "… and 5 more"
 
 
+def test_what_is_nested_too_deeply_is_not_known_to_be_right() -> None:
+    deep: dict[str, Any] = TEXT
+    for _ in range(400):
+        deep = closed(a=deep)
+    change = a_change(a_snapshot(answers(deep), [a_case("refund")]), a_snapshot(config()))
+
+    found = {each.name: run_check(each, never).found for each in gate.checks(change, a_context())}
+
+    for name in ("cases", "output", "compatibility"):
+        assert found[f"type/{name}"] is not Found.MET
+
+
 # --- Templates ----------------------------------------------------------------------------------
 
 

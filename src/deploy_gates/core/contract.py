@@ -129,18 +129,24 @@ class Break:
         return f"`{self.path}` {said}"
 
 
+_TOO_MUCH = Break(path="", kind=BreakKind.UNKNOWN, given="there is too much of it")
+
+
 def breaks(new: JsonObject, old: JsonObject) -> tuple[Break, ...]:
     """Everything by which a value that `new` allows may be one that `old` does not."""
-    if key(new) == key(old):
-        return ()
-    found = _Comparison(Schema(new), Schema(old)).compare(new, old, 0)
+    try:
+        found = _Comparison(Schema(new), Schema(old)).compare(new, old, 0) if key(new) != key(old) else ()
+    except RecursionError:
+        found = (_TOO_MUCH,)
     return tuple(replace(each, path="$" + each.path) for each in found)
 
 
 def narrowed(new: JsonObject, old: JsonObject) -> tuple[Break, ...]:
     """The values, types, and properties that `old` allowed and `new` never gives."""
-    found = _Narrowing(Schema(new), Schema(old)).compare(new, old, "$")
-    return tuple(list(found)[:BREAKS_MAX])
+    try:
+        return tuple(islice(_Narrowing(Schema(new), Schema(old)).compare(new, old, "$"), BREAKS_MAX))
+    except RecursionError:
+        return (replace(_TOO_MUCH, path="$"),)
 
 
 def is_at(path: str, above: str) -> bool:
@@ -237,7 +243,7 @@ class _Comparison:
             return ()
         self.steps += 1
         if self.steps > STEPS_MAX or depth > DEPTH_MAX:
-            return (_unknown("there is too much of it"),)
+            return (_TOO_MUCH,)
         before = len(self.known)
         self.comparing.add(pair)
         found = tuple(islice(dict.fromkeys(self._differences(new, old, depth)), BREAKS_MAX))
@@ -383,6 +389,7 @@ class _Comparison:
 
     def _objects(self, new: Objects, olds: Sequence[Shape], depth: int) -> list[Break]:
         rivals = _of(Objects, olds)
+        self.steps += len(rivals)
         tried = [(old, self._object(new, old, depth)) for old in rivals]
         if len(tried) > 1 and all(found for _, found in tried):
             near = [old for old in rivals if not are_disjoint(self.new, new, self.old, old)]
@@ -430,7 +437,6 @@ class _Comparison:
 
     def _split(self, new: Objects, rivals: Sequence[Shape]) -> list[Objects]:
         """The same objects, one piece for each value of a property by which the alternatives differ."""
-        self.steps += 1
         for name, part in new.properties.items() if self.steps <= STEPS_MAX else ():
             shapes = self.new.shapes(part)
             values = [each for shape in shapes if isinstance(shape, Values) for each in shape.values]

@@ -75,7 +75,10 @@ def _check(id: str, change: ConfigChange, find: Callable[[Findings], None]) -> C
     def begin() -> Asking:
         yield from ()
         findings = Findings(file=change.candidate.config_file, lines=config.lines if config else {})
-        find(findings)
+        try:
+            find(findings)
+        except RecursionError:
+            findings.doubt("is nested too deeply to be checked")
         return findings.outcome(check)
 
     check = Check(id=id, gate=GateName.TYPE, config=change.name, begin=begin)
