@@ -10,8 +10,9 @@ from deploy_gates.core.canonical import Json
 from deploy_gates.core.config import FieldChange, ModelConfig
 from deploy_gates.documents import join
 
-SHORT = 40
-"""Values longer than this are told by what happened to them rather than shown."""
+SHORT = 80
+"""Texts that are longer than this together are told by what happened to them rather than shown."""
+SHOWN_MAX = 40
 
 
 def fields(baseline: ModelConfig, candidate: ModelConfig) -> tuple[FieldChange, ...]:
@@ -38,7 +39,7 @@ def _change(key: str, kind: str, was: Json, now: Json) -> FieldChange:
         return FieldChange(key=key, baseline="", candidate=f"added: {_told(now)}")
     if kind.endswith("_removed"):
         return FieldChange(key=key, baseline="", candidate=f"removed: {_told(was)}")
-    if isinstance(was, str) and isinstance(now, str) and max(len(was), len(now)) > SHORT:
+    if isinstance(was, str) and isinstance(now, str) and (len(was + now) > SHORT or "\n" in was + now):
         return FieldChange(key=key, baseline="", candidate=_text_change(was, now))
     return FieldChange(key=key, baseline=_told(was), candidate=_told(now))
 
@@ -58,7 +59,7 @@ def _text_change(was: str, now: str) -> str:
 
 def _told(value: Json) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if len(text) <= SHORT and "\n" not in text:
+    if len(text) <= SHOWN_MAX and "\n" not in text:
         return text if text.strip() else json.dumps(text)
     if isinstance(value, str):
         return f"{len(value.splitlines())} lines" if "\n" in value else f"{len(value.split())} words"

@@ -266,6 +266,7 @@ def _days(span: timedelta) -> str:
 
 
 def gate_json(result: GateResult) -> JsonObject:
+    """One gate's result, as it stands in evidence."""
     return {
         "gate": result.gate.value,
         "verdict": result.verdict.value,

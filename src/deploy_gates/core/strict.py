@@ -36,6 +36,7 @@ class Rules:
 
 @functools.cache
 def rules() -> Rules:
+    """The numbers and keywords of the structured-output subset, from `data/structured_output.json`."""
     text = resources.files("deploy_gates").joinpath("data/structured_output.json").read_text("utf-8")
     loaded = json.loads(text)
     return Rules(

@@ -128,6 +128,7 @@ def items(count: int) -> str:
 
 
 def clip(text: str) -> str:
+    """`text`, cut to what a reason has room for."""
     text = " ".join(text.split())
     return text if len(text) <= TOLD_MAX_CHARS else text[: TOLD_MAX_CHARS - 1] + "…"
 

@@ -18,6 +18,7 @@ VERSION = 1
 
 
 def json_report(run: RunReport) -> str:
+    """The run as JSON text."""
     text = json.dumps(data(run), indent=2, ensure_ascii=False, allow_nan=False)
     # Half a surrogate pair has no UTF-8; with a backslash it is what JSON calls it.
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
