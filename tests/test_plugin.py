@@ -374,7 +374,9 @@ def test_a_full_disk_costs_no_recordings_and_gives_no_evidence(
     before = (project.folder / "recordings.jsonl").read_bytes()
 
     limited = f"ulimit -f 1; trap '' XFSZ; exec {sys.executable} -m pytest --deploy-gates -p no:cacheprovider"
-    result = subprocess.run(["sh", "-c", limited], cwd=project.root, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["sh", "-c", limited], cwd=project.root, capture_output=True, text=True, check=False
+    )
 
     assert result.returncode == 4, result.stdout + result.stderr
     assert "cannot be written" in result.stdout

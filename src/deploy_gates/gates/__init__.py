@@ -8,7 +8,7 @@ from typing import Protocol
 from deploy_gates.core.config import ConfigChange
 from deploy_gates.core.gate import Check, GateName, GateResult, Outcome
 from deploy_gates.core.policy import Context
-from deploy_gates.gates import cost, golden, integration, type, unit
+from deploy_gates.gates import cost, golden, integration, type, unit  # noqa: A004  # the gate's name
 
 
 class Gate(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploy_gates import documents, prompt
 from deploy_gates.core import strict
@@ -64,11 +64,11 @@ def _renders(findings: Findings, config: ModelConfig) -> None:
             prompt.body(config, inputs)
         except PromptError as error:
             failed.setdefault(error.message, (error, inputs))
-    for message, (error, inputs) in failed.items():
+    for message, (failure, inputs) in failed.items():
         guard = "require it in `inputs.required`, or write `{% if … is defined %}`"
         findings.miss(
             f"{message}; `inputs` allows {_shown(inputs)}",
-            line=_line_of(error, findings),
+            line=_line_of(failure, findings),
             hint=guard if "undefined" in message else "have `inputs` allow less, or the template take more",
         )
 
@@ -118,15 +118,15 @@ def _never_expected(case: Case, config: ModelConfig, validator: Validator) -> It
     comparison = case.comparison or config.comparison
     try:
         left_out = [place(each) for each in comparison.exclude_paths]
-    except ValueError as error:
-        yield "exclude_paths", str(error)
+    except ValueError as unreadable:
+        yield "exclude_paths", str(unreadable)
         return
-    for error in [] if validator.is_valid(case.expected) else validator.iter_errors(case.expected):
-        if comparison.ignore_string_case and _differs_in_case_only(error):
+    for wrong in [] if validator.is_valid(case.expected) else validator.iter_errors(case.expected):
+        if comparison.ignore_string_case and _differs_in_case_only(wrong):
             continue
-        if not all(any(_covers(each, at) for each in left_out) for at in _places(error, left_out)):
-            key = documents.join(["expected", *error.absolute_path])
-            yield key, f"no answer can be that: {_clipped(error.message)}"
+        if not all(any(_covers(each, at) for each in left_out) for at in _places(wrong, left_out)):
+            key = documents.join(["expected", *wrong.absolute_path])
+            yield key, f"no answer can be that: {_clipped(wrong.message)}"
 
 
 def _places(error: ValidationError, left_out: Sequence[Place]) -> list[Place]:
@@ -135,7 +135,8 @@ def _places(error: ValidationError, left_out: Sequence[Place]) -> list[Place]:
     if error.validator == "required":
         return [(*at, error.message.split("'")[1])]
     if error.validator == "additionalProperties" and isinstance(error.schema, dict):
-        return [(*at, name) for name in error.instance if name not in _properties(error.schema)]
+        instance: Any = error.instance
+        return [(*at, name) for name in instance if name not in _properties(error.schema)]
     if error.context:
         # None of the alternatives fits, and it may be for what is left out that none does.
         return [each for each in left_out if _covers(at, each)] or [at]
@@ -150,7 +151,8 @@ def _covers(above: Place, at: Place) -> bool:
 
 
 def _differs_in_case_only(error: ValidationError) -> bool:
-    values = error.validator_value if error.validator == "enum" else [error.validator_value]
+    limit: Any = error.validator_value
+    values = limit if error.validator == "enum" else [limit]
     return (
         error.validator in ("enum", "const")
         and isinstance(error.instance, str)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.config import ConfigChange, ModelConfig
@@ -68,10 +68,10 @@ def _reader(name: str, key: str, *, folder: Path, root: Path) -> Reader:
     from pydantic import TypeAdapter
 
     try:
-        found = load(name, folder=folder, root=root)
+        found: Any = load(name, folder=folder, root=root)
         if inspect.isroutine(found) or inspect.ismodule(found):
             raise NotLoaded("is a function or a module, and no type")
-        adapter = TypeAdapter[object](found)
+        adapter: TypeAdapter[object] = TypeAdapter(cast("type[object]", found))
     except NotLoaded as error:
         return Reader(name=name, key=key, problem=str(error))
     except Exception as error:  # noqa: BLE001  # what is no type can fail in any way
