@@ -68,7 +68,7 @@ def _reader(name: str, key: str, *, folder: Path, root: Path) -> Reader:
     from pydantic import TypeAdapter
 
     try:
-        found: Any = load(name, folder=folder, root=root)
+        found = load(name, folder=folder, root=root)
         if inspect.isroutine(found) or inspect.ismodule(found):
             raise NotLoaded("is a function or a module, and no type")
         adapter: TypeAdapter[object] = TypeAdapter(cast("type[object]", found))
