@@ -484,7 +484,17 @@ def test_twenty_definitions_that_each_refer_twice_to_the_next_are_compared_at_on
     broken = breaks(doubling({"enum": [1, 2]}), doubling({"enum": [1]}))
 
     assert kept == ()
-    assert len(broken) == 50
+    assert len(broken) == 1_001
+    assert (broken[-1].kind, broken[-1].path) == (BreakKind.UNKNOWN, "$")
+
+
+def test_where_not_all_differences_are_listed_it_is_said() -> None:
+    many = closed(**{f"p{at}": {"enum": ["x", "y"]} for at in range(1_500)})
+    few = closed(**{f"p{at}": {"enum": ["x"]} for at in range(1_500)})
+
+    for found in (breaks(many, few), narrowed(few, many)):
+        assert len(found) == 1_001
+        assert (found[-1].kind, found[-1].path) == (BreakKind.UNKNOWN, "$")
 
 
 def switches(**settings: object) -> Schema:

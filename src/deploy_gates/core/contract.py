@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import islice
 from typing import TypeAlias, TypeVar
 
 from deploy_gates.core.canonical import Json, JsonObject
@@ -40,8 +39,8 @@ from deploy_gates.core.shapes import (
 )
 from deploy_gates.core.wording import in_words, types_in_words, values_in_words
 
-BREAKS_MAX = 50
-"""More than these of one pair of schemas help nobody."""
+BREAKS_MAX = 1_000
+"""More than these of one pair of parts are not listed, and that is said."""
 STEPS_MAX = 20_000
 """So many pairs of parts are compared."""
 DEPTH_MAX = 40
@@ -144,7 +143,7 @@ def breaks(new: JsonObject, old: JsonObject) -> tuple[Break, ...]:
 def narrowed(new: JsonObject, old: JsonObject) -> tuple[Break, ...]:
     """The values, types, and properties that `old` allowed and `new` never gives."""
     try:
-        return tuple(islice(_Narrowing(Schema(new), Schema(old)).compare(new, old, "$"), BREAKS_MAX))
+        return tuple(_limited(_Narrowing(Schema(new), Schema(old)).compare(new, old, "$"), "$"))
     except RecursionError:
         return (replace(_TOO_MUCH, path="$"),)
 
@@ -246,7 +245,7 @@ class _Comparison:
             return (_TOO_MUCH,)
         before = len(self.known)
         self.comparing.add(pair)
-        found = tuple(islice(dict.fromkeys(self._differences(new, old, depth)), BREAKS_MAX))
+        found = tuple(_limited(dict.fromkeys(self._differences(new, old, depth)), ""))
         self.comparing.remove(pair)
         if found and pair in self.assumed:
             self._forget(before)
@@ -479,7 +478,10 @@ class _Narrowing:
 
     def compare(self, new: Json, old: Json, path: str) -> Iterator[Break]:
         """What the part `old` allows and the part `new` does not; each pair once."""
-        if old is True or (id(new), id(old)) in self.seen or len(self.seen) > STEPS_MAX or _is_same(new, old):
+        if old is True or (id(new), id(old)) in self.seen or _is_same(new, old):
+            return
+        if len(self.seen) > STEPS_MAX:
+            yield replace(_TOO_MUCH, path=path)
             return
         self.seen[id(new), id(old)] = new, old
         news, olds = self.new.shapes(new), self.old.shapes(old)
@@ -629,6 +631,15 @@ def _here(kind: BreakKind, given: str, olds: Sequence[Shape]) -> Break:
 
 def _unknown(why: str) -> Break:
     return Break(path="", kind=BreakKind.UNKNOWN, given=why)
+
+
+def _limited(found: Iterable[Break], path: str) -> Iterator[Break]:
+    """The first of many, and that there are more: one that is left out may be the one that matters."""
+    for count, each in enumerate(found):
+        if count == BREAKS_MAX:
+            yield replace(_unknown(f"there are more than {BREAKS_MAX:,} differences"), path=path)
+            return
+        yield each
 
 
 def _within(step: str, found: Iterable[Break]) -> list[Break]:
