@@ -29,8 +29,11 @@ def missing() -> str:
 
 
 @contextmanager
-def serve(port: int = 0, slots: int = 1) -> Iterator[str]:
-    """Serve the model on loopback; yields its base URL. A `port` of 0 is any free one."""
+def serve(port: int = 0, slots: int = 1, threads: int = 2) -> Iterator[str]:
+    """Serve the model on loopback; yields its base URL. A `port` of 0 is any free one.
+
+    Threads wait for each other at every token: on a busy machine, one is faster than two.
+    """
     import xllamacpp  # type: ignore[import-untyped, import-not-found, unused-ignore]  # ships no types, and is optional
 
     parameters = xllamacpp.CommonParams()
@@ -39,7 +42,7 @@ def serve(port: int = 0, slots: int = 1) -> Iterator[str]:
     parameters.port = port
     parameters.n_parallel = slots
     parameters.n_ctx = CONTEXT_TOKENS * slots
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 2
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.use_jinja = True
     parameters.ui = False
     parameters.verbosity = 0
