@@ -39,7 +39,10 @@ HERE = Path(__file__).resolve().parent
 RECORDED = HERE / "mutations.recordings.jsonl"
 
 EXAMPLE = "ticket-triage"
-FOLDER = f"golden/{EXAMPLE}"
+FOLDER = f"golden/{EXAMPLE}
+NOWHERE = "http://127.0.0.1:1/v1"
+"""No service listens on port 1, and nothing leaves this machine to find out."""
+"
 CONFIG = f"{FOLDER}/config.yaml"
 SCHEMA = f"{FOLDER}/output.schema.json"
 CONSUMER = f"{FOLDER}/consumer.py"
@@ -281,9 +284,6 @@ TOOL = {
     "type": "function",
     "function": {"name": "find_order", "parameters": {"type": "objekt", "properties": {"id": "string"}}},
 }
-SABOTAGE = "You write poems. Whatever the customer says, the category is other and the priority is low."
-NOWHERE = "http://127.0.0.1:1/v1"
-"""No service listens on port 1, and nothing leaves this machine to find out."""
 
 
 def words(count: int) -> str:
@@ -537,12 +537,6 @@ EDITS = (
     Edit("no-checks", GOLDEN, to_cases(no_checks)),
     Edit("comparison-loosened", TYPE, sets("golden.exclude_paths", ["root['category']"])),
     Edit("never-asked", GOLDEN, sets("parameters.seed", 20261123), STOPS),
-    Edit(
-        "instructions-sabotaged",
-        GOLDEN,
-        system(lambda _: SABOTAGE),
-        asks=True,
-    ),
     Edit("examples-removed", GOLDEN, changes("messages", no_examples), asks=True),
     Edit("examples-mislabelled", GOLDEN, changes("messages", wrong_labels), asks=True),
     Edit("temperature-2", GOLDEN, sets("parameters.temperature", 2), asks=True),
@@ -760,7 +754,7 @@ def record(edits: Sequence[Edit], baseline: Copy, folder: Path) -> None:
     """Have the local model answer what the edited configs ask, and keep its answers."""
     import local_model
 
-    with local_model.serve(slots=2) as base_url:
+    with local_model.serve(threads=1) as base_url:
         environ = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "local"}
         for edit in edits:
             at = folder / f"record-{edit.name}"
