@@ -39,10 +39,9 @@ HERE = Path(__file__).resolve().parent
 RECORDED = HERE / "mutations.recordings.jsonl"
 
 EXAMPLE = "ticket-triage"
-FOLDER = f"golden/{EXAMPLE}
+FOLDER = f"golden/{EXAMPLE}"
 NOWHERE = "http://127.0.0.1:1/v1"
 """No service listens on port 1, and nothing leaves this machine to find out."""
-"
 CONFIG = f"{FOLDER}/config.yaml"
 SCHEMA = f"{FOLDER}/output.schema.json"
 CONSUMER = f"{FOLDER}/consumer.py"
