@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import threading
@@ -86,7 +87,7 @@ class Caller:
         self._deliver = deliver
         self._client: openai.AsyncOpenAI | None = None
         self._queue: deque[Job] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Answer | Failed]] = set()
         self._ended: Failed | None = None
         """Why nothing more is asked."""
         self._in_flight = max(1, in_flight)
@@ -166,12 +167,33 @@ class Caller:
                     self._begin(self._queue.popleft())
 
     def _begin(self, job: Job) -> None:
-        task = self._loop.create_task(self._settle(job))
+        calls = _Calls(job=job, began=self._clock(), reserved_nanousd=job.worst_nanousd or 0)
+        task = self._loop.create_task(self._ask(calls))
         self._tasks.add(task)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(functools.partial(self._finished, calls))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, calls: _Calls, task: asyncio.Task[Answer | Failed]) -> None:
+        """Deliver how a question ended. A task can be cancelled before its first step: so not within it."""
         self._tasks.discard(task)
+        self._budget.settle(calls.reserved_nanousd)
+        if task.cancelled():
+            result: Answer | Failed = self._ended or INTERRUPTED
+        elif isinstance(error := task.exception(), Exception):
+            result = self._failed(error)
+        else:
+            result = task.result()
+        if isinstance(result, Answer):
+            self._keep(calls.job.question, result)
+        self._deliver(
+            Settled(
+                question=calls.job.question,
+                result=result,
+                took_s=self._clock() - calls.began,
+                spent_nanousd=calls.spent_nanousd,
+                retried=calls.retried,
+                is_unpriced=calls.is_unpriced,
+            )
+        )
         self._pump()
 
     def _end(self, why: Failed, *, cancel: bool = True) -> None:
@@ -183,29 +205,6 @@ class Caller:
         self._pump()
 
     # --- One question ---------------------------------------------------------------------------
-
-    async def _settle(self, job: Job) -> None:
-        calls = _Calls(job=job, began=self._clock(), reserved_nanousd=job.worst_nanousd or 0)
-        result: Answer | Failed
-        try:
-            result = await self._ask(calls)
-        except asyncio.CancelledError:
-            result = self._ended or INTERRUPTED
-        except Exception as error:  # noqa: BLE001  # one question must not end the others
-            result = self._failed(error)
-        self._budget.settle(calls.reserved_nanousd)
-        if isinstance(result, Answer):
-            self._keep(job.question, result)
-        self._deliver(
-            Settled(
-                question=job.question,
-                result=result,
-                took_s=self._clock() - calls.began,
-                spent_nanousd=calls.spent_nanousd,
-                retried=calls.retried,
-                is_unpriced=calls.is_unpriced,
-            )
-        )
 
     async def _ask(self, calls: _Calls) -> Answer | Failed:
         """Call until there is an answer, or no use in calling."""
