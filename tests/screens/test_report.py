@@ -255,6 +255,21 @@ def test_a_page_holds_no_markup_but_its_own_and_loads_nothing() -> None:
     assert ours.seen.isdisjoint({"script", "link", "img", "iframe", "@src", "@href", "@onload", "@style"})
 
 
+def test_the_picture_is_told_in_words_too_and_drawn_only_where_there_are_numbers() -> None:
+    flat = {"change_pt": 0.0, "low_pt": -0.04, "high_pt": 0.0, "margin_pt": 2.0, "confidence": 0.95}
+
+    def page(figures: dict[str, Any]) -> str:
+        golden = replace(runs.results()[3], figures=figures)
+        return report.html(runs.run(replace(runs.passing(), results=runs.results(golden))))
+
+    assert "changed by ±0.0 pt, between ±0.0 pt and ±0.0 pt (each 95 % sure); the margin is −2.0 pt." in page(
+        flat
+    )
+    assert "<svg" not in page(flat | {"low_pt": None})
+    assert "<svg" not in page(flat | {"high_pt": float("nan")})
+    assert "<svg" not in page({})
+
+
 def test_every_form_can_be_written_whatever_the_text_is(tmp_path: Path) -> None:
     for form in ("md", "json", "html", "xml"):
         report.write(tmp_path / f"report.{form}", hostile())

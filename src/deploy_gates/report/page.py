@@ -202,7 +202,7 @@ def _picture(drawn: Comparison, verdict: Verdict) -> Iterator[str]:
     sure = f"{drawn.confidence * 100:g} % sure"
     told = (
         f"The share of cases that pass changed by {_points(drawn.change_pt)}, between "
-        f"{_points(drawn.low_pt)} and {_points(drawn.high_pt)} ({sure}); "
+        f"{_points(drawn.low_pt)} and {_points(drawn.high_pt)} (each {sure}); "
         f"the margin is {_points(-drawn.margin_pt)}."
     )
     yield "<figure>"
@@ -216,19 +216,21 @@ def _picture(drawn: Comparison, verdict: Verdict) -> Iterator[str]:
     yield "".join(f'<line class="end" x1="{at}" x2="{at}" y1="43" y2="57"/>' for at in (low, high))
     yield f'<circle cx="{point}" cy="50" r="6"/>'
     yield "</g>"
-    yield f'<text x="{low}" y="78" text-anchor="end">{_points(drawn.low_pt)}</text>'
-    yield f'<text x="{high}" y="78" text-anchor="start">{_points(drawn.high_pt)}</text>'
+    if drawn.low_pt != drawn.high_pt:
+        yield f'<text x="{low}" y="78" text-anchor="end">{_points(drawn.low_pt)}</text>'
+        yield f'<text x="{high}" y="78" text-anchor="start">{_points(drawn.high_pt)}</text>'
     yield f'<text class="point" x="{point}" y="38" text-anchor="middle">{_points(drawn.change_pt)}</text>'
     yield "</svg>"
     yield (
         f"<figcaption>Golden cases that pass, candidate against baseline, in points; better to the right. "
-        f"The bar is the interval ({sure}); the gate passes when all of it is right of the margin."
+        f"Each end of the bar is {sure}; the gate passes when all of the bar is right of the margin."
         f"</figcaption></figure>"
     )
 
 
 def _points(points: float) -> str:
-    return f"{points:+.1f} pt".replace("-", "−")
+    told = f"{points:+.1f} pt".replace("-", "−")
+    return f"±{told[1:]}" if float(told[1:-3]) == 0 else told
 
 
 # --- Spelling -----------------------------------------------------------------------------------
@@ -289,6 +291,7 @@ details caption { position: absolute; clip-path: inset(50%); height: 1px; width:
 details table { margin: .25rem 0; }
 figure { margin: 1.5rem 0; padding: 1rem; background: var(--tint); border-radius: 8px; }
 svg { display: block; font: .8125rem system-ui, sans-serif; fill: var(--ink); }
+text { paint-order: stroke; stroke: var(--tint); stroke-width: 4px; }
 .axis { stroke: var(--dim); } .tick { fill: var(--dim); } .point { font-weight: 600; }
 .margin { stroke: var(--ink); stroke-width: 2; stroke-dasharray: 4 3; }
 .bar, .end { stroke: currentColor; stroke-width: 3; } circle { fill: currentColor; }

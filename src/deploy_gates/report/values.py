@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from math import isfinite
 
 from deploy_gates.core.canonical import Json, JsonObject, short
 from deploy_gates.core.config import ConfigChange, Snapshot
@@ -169,7 +170,7 @@ def comparison(result: GateResult) -> Comparison | None:
     figures = [
         result.figures.get(key) for key in ("change_pt", "low_pt", "high_pt", "margin_pt", "confidence")
     ]
-    numbers = [float(each) for each in figures if isinstance(each, int | float)]
+    numbers = [float(each) for each in figures if isinstance(each, int | float) and isfinite(each)]
     if len(numbers) != len(figures):
         return None
     change, low, high, margin, confidence = numbers
