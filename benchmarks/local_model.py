@@ -2,8 +2,8 @@
 
     python benchmarks/local_model.py --port 8080
 
-serves SmolLM2-135M-Instruct by llama.cpp until it is interrupted. At temperature 0 it answers the same
-question with the same words, so what was recorded of it can be recorded again.
+serves SmolLM2-135M-Instruct by llama.cpp until it is interrupted. At temperature 0 it repeats itself almost
+to the word, so what was recorded of it can be recorded again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -71,6 +72,13 @@ def main() -> int:
     if name := missing():
         print(f"{name} is not installed: run `{INSTALL}`", file=sys.stderr)
         return 2
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind(("127.0.0.1", asked.port))
+        except OSError as error:
+            print(f"port {asked.port} cannot be had: {error.strerror}", file=sys.stderr)
+            return 2
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
