@@ -419,7 +419,7 @@ def _chat_events(request: Request, says: Says, pieces: list[str]) -> list[bytes]
         [{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas
     ]
     choices.append([{"index": 0, "delta": {}, "finish_reason": says.finish_reason}])
-    base = {
+    base: dict[str, Any] = {
         "id": f"chatcmpl-{request.number}",
         "object": "chat.completion.chunk",
         "model": _model(request, says),

@@ -199,11 +199,11 @@ PROTOCOLS = [(api, is_streamed) for api in Api for is_streamed in (False, True)]
 
 @pytest.mark.parametrize(("api", "is_streamed"), PROTOCOLS)
 def test_the_same_answer_comes_out_of_either_protocol_whole_or_streamed(api: Api, is_streamed: bool) -> None:
-    body: JsonObject = {"stream": True} if is_streamed else {}
+    body: dict[str, object] = {"stream": True} if is_streamed else {}
     says = Says("Grüße, 😀 refund", tool_calls=[("book", '{"days": 3}')], finish_reason="tool_calls")
 
     with serve(says) as server, engine(server) as running:
-        answer = running.ask(a_question(api=api, **body))
+        answer = running.ask(a_question(api=api, **body))  # type: ignore[arg-type]  # a builder
 
     assert replace(answer, latency_s=0, first_token_s=None) == Answer(
         text="Grüße, 😀 refund",
@@ -593,6 +593,27 @@ def test_who_is_throttled_waits_for_its_turn() -> None:
 
     assert found == {Found.MET}
     assert running.totals.retried > 4 * 5
+
+
+def test_who_is_always_throttled_is_given_up_in_the_end() -> None:
+    now_s = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        await asyncio.sleep(0.005)  # time enough for others to be answered
+
+    def script(request: Request) -> Reply:
+        return Fails(429, retry_after="30") if request.prompt == "0" else Says("refund")
+
+    with (
+        serve(script) as server,
+        engine(server, in_flight=8, sleep=sleep, clock=lambda: now_s[0], timeout_s=10.0) as running,
+    ):
+        outcomes = run_all(running, 200)
+
+    assert [each.found for each in outcomes] == [Found.UNKNOWN] + [Found.MET] * 199
+    # Longer than four waits of at most 33 s; no longer than five calls of 10 s and 60 s of waiting for each.
+    assert 4 * 33 < outcomes[0].took_s <= 5 * (10 + 60)
 
 
 def test_the_key_is_never_repeated() -> None:

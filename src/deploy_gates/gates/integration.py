@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from deploy_gates import prompt
+from deploy_gates import documents, prompt
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.config import Case, ConfigChange, Kind, ModelConfig
 from deploy_gates.core.errors import Cause, Problem, PromptError, Unanswered
@@ -180,7 +180,10 @@ class Trial:
 
     def problem(self, key: str, message: str, hint: str = "") -> str:
         """What is wrong at that key of the config."""
-        file, line = self.change.candidate.config_file, self.config.lines.get(key, 0)
+        near = key
+        while near and near not in self.config.lines:
+            near = documents.parent(near)
+        file, line = self.change.candidate.config_file, self.config.lines.get(near, 0)
         return str(Problem(message=message, file=file, line=line, key=key, hint=hint))
 
     @property

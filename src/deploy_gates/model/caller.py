@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import random
+import ssl
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -280,13 +281,12 @@ class Caller:
         )
 
     def _pay(self, calls: _Calls, usage: Usage | None) -> None:
-        """Post what a call cost; the worst it can, where the endpoint does not say what it used."""
-        cost = calls.job.worst_nanousd
+        """Post what a call cost; the worst it can, where nobody says what it used, or what that costs."""
+        cost: int | None = None
         if usage is not None:
-            try:
+            with contextlib.suppress(Exception):  # whatever a price list raises, the price is not known
                 cost = self._price(calls.job.question, usage)
-            except Exception:  # noqa: BLE001  # whatever a price list raises, the price is not known
-                cost = None
+        cost = calls.job.worst_nanousd if cost is None else cost
         calls.is_unpriced = calls.is_unpriced or cost is None
         calls.spent_nanousd += cost or 0
         self._budget.settle(calls.reserved_nanousd, cost or 0)
@@ -372,9 +372,9 @@ def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
         raise Unanswered(Cause.UNAUTHORIZED, "the API key holds characters that no HTTP header can hold")
     http_client: httpx2.AsyncClient
     try:
-        http_client = openai.DefaultAioHttpClient()  # half the CPU time of the other
+        http_client = openai.DefaultAioHttpClient(verify=_trust())  # half the CPU time of the other
     except RuntimeError:
-        http_client = openai.DefaultAsyncHttpxClient()
+        http_client = openai.DefaultAsyncHttpxClient(verify=_trust())
     return openai.AsyncOpenAI(
         base_url=endpoint.base_url or None,
         api_key=key or "none",
@@ -382,6 +382,12 @@ def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
         timeout=None,  # ours bounds the whole call, not each of its parts
         http_client=http_client,
     )
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    """Whom to trust; reading that takes longer than anything else a client is made of."""
+    return httpx2.create_ssl_context()
 
 
 def _with_usage(question: Question) -> JsonObject:

@@ -138,7 +138,6 @@ class Stream:
         self.has_begun = self.has_begun or kind.endswith(".delta")
         if kind in ("response.completed", "response.incomplete", "response.failed"):
             self._whole = answer(Api.RESPONSES, event.get("response"))
-            self._finish_reason = self._whole.finish_reason
 
 
 # --- Chat Completions ---------------------------------------------------------------------------
