@@ -68,17 +68,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     diff.add_argument("--full", action="store_true", help="show changed texts line by line")
 
-    schema = _command(commands, "schema", _schema, "print a JSON Schema for editors")
+    schema = _command(
+        commands, "schema", _schema, "print a JSON Schema for editors", "deploy-gates schema config"
+    )
     schema.add_argument("name", choices=["config", "case", "settings"])
 
-    evidence = commands.add_parser("evidence", help="verify evidence, or make a key to sign it with")
+    evidence = commands.add_parser(
+        "evidence",
+        help="verify evidence, or make a key to sign it with",
+        epilog="example: deploy-gates evidence keygen gates",
+    )
     actions = evidence.add_subparsers(title="commands", required=True, metavar="COMMAND")
     verify = _command(
         actions,
         "verify",
         _verify,
         "check an evidence file: its form, its signature, and what it says",
-        "deploy-gates evidence verify .deploy-gates/evidence/ticket-triage-8a41d07.json --key gates.pub.pem",
+        "deploy-gates evidence verify ticket-triage-8a41d07.json --key gates.pub.pem",
     )
     verify.add_argument("file", help="an evidence file")
     verify.add_argument(
@@ -103,6 +109,7 @@ def _command(
         help=help,
         description=help[0].upper() + help[1:] + ".",
         epilog=f"example: {example or f'deploy-gates {name}'}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example that is wrapped cannot be copied
     )
     parser.add_argument("--json", action="store_true", help="print data for machines")
     parser.set_defaults(run=run)
@@ -186,8 +193,9 @@ def _diff_lines(found: Changes, *, is_full: bool) -> list[str]:
         for each in change.fields:
             arrow = f"{each.baseline} → {each.candidate}" if each.baseline else each.candidate
             lines.append(f"  {each.key:<{width}}   {arrow}")
-        if change.baseline and change.baseline.config and not change.fields and was == now:
-            lines.append("  says the same; other bytes of its files differ")
+        if was and was == now and not change.fields:
+            files = "" if change.renamed_from else "; other bytes of its files differ"
+            lines.append(f"  says the same{files}")
         lines += _cases_lines(change.baseline.cases if change.baseline else (), change.candidate.cases)
         if is_full and change.baseline:
             for file, text in sorted(change.candidate.texts.items()):
@@ -236,7 +244,7 @@ def _verify(asked: argparse.Namespace) -> int:
     if asked.json:
         _print_json({"signed_by": verified.signed_by, "statement": evidence.to_statement()})
         return DONE
-    signed = f"signed by {verified.signed_by}" if verified.signed_by else "not signed"
+    signed = f"signed by {verified.signed_by}" if verified.signed_by else "no trusted signature"
     print(f"{evidence.config}  {short(evidence.digest)}  {evidence.verdict}  ({signed})")
     for result in evidence.gates:
         print(f"  {result.gate:<12} {result.verdict:<13} {result.measured[0] if result.measured else ''}")
@@ -251,9 +259,12 @@ def _keygen(asked: argparse.Namespace) -> int:
         if path.exists():
             raise DeployGatesError(f"{path} exists already, and is not overwritten")
     pair = envelope.generate()
-    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(pair.private_pem)
-    public.write_text(pair.public_pem)
+    try:
+        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(pair.private_pem)
+        public.write_text(pair.public_pem)
+    except OSError as error:
+        raise DeployGatesError(f"{error.filename or private} cannot be written: {error.strerror}") from error
     if asked.json:
         _print_json({"private": str(private), "public": str(public)})
     else:

@@ -65,12 +65,19 @@ def _template(name: str) -> bytes:
 def _with_settings(path: Path) -> str | None:
     """The text of pyproject.toml with our table at its end; `None` if it has one."""
     text = _read(path)
+    tool = _parse(text, f"{path} is not TOML").get("tool")
+    if isinstance(tool, dict) and "deploy_gates" in tool:
+        return None
+    made = _appended(text, _template("settings.toml").decode())
+    _parse(made, f"{path} has no room for [tool.deploy_gates]")
+    return made
+
+
+def _parse(text: str, fault: str) -> dict[str, object]:
     try:
-        if "deploy_gates" in tomllib.loads(text).get("tool", {}):
-            return None
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise WorkspaceError(f"{path} is not TOML: {error}; nothing was changed") from error
-    return _appended(text, _template("settings.toml").decode())
+        raise WorkspaceError(f"{fault}: {error}; nothing was changed") from error
 
 
 def _with_ignored(path: Path) -> str | None:
