@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,14 +65,29 @@ def test_init_overwrites_nothing_and_a_second_time_changes_nothing(tmp_path: Pat
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
-def test_init_leaves_a_broken_pyproject_alone(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text("[project\n")
+def test_init_appends_to_files_that_end_without_a_line_break(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "ours"')
+    (tmp_path / ".gitignore").write_text("build/")
+
+    done = deploy_gates("init", at=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".gitignore").read_text() == "build/\n.deploy-gates/\n"
+    assert (tmp_path / "pyproject.toml").read_text().startswith('[project]\nname = "ours"\n\n[tool.deploy')
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"), [("[project\n", "is not TOML"), ("tool = 1\n", "no room for [tool.deploy_gates]")]
+)
+def test_init_leaves_a_pyproject_that_it_cannot_add_to_alone(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
 
     done = deploy_gates("init", at=tmp_path)
 
     assert done.returncode == 2
-    assert "is not TOML" in done.stderr
+    assert fault in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+    assert (tmp_path / "pyproject.toml").read_text() == text
 
 
 def test_diff_tells_each_field_and_the_cases(project: Project) -> None:
@@ -99,15 +118,42 @@ def test_diff_in_full_shows_the_lines(project: Project) -> None:
     assert "+    content: Sort this ticket." in done.stdout
 
 
-def test_diff_says_what_is_wrong_and_what_is_gone(project: Project) -> None:
+def test_diff_says_what_is_wrong_and_what_is_new(project: Project) -> None:
     project.edit("model: our-7b", "modle: our-7b")
-    project.write("golden/old/config.yaml", "model: x\nmessages: [{role: user, content: hi}]\n")
-    project.git("add", "-A")
+    project.write("golden/second/config.yaml", "model: x\nmessages: [{role: user, content: hi}]\n")
 
     done = deploy_gates("diff", at=project.root)
 
+    assert done.returncode == 0, done.stderr
     assert "`modle` is not known here; did you mean `model`?" in done.stdout
-    assert "old  new →" in done.stdout
+    assert "second  new → " in done.stdout
+
+
+def test_diff_knows_a_config_that_was_renamed(project: Project) -> None:
+    project.git("mv", "golden/triage", "golden/sorting")
+
+    told = deploy_gates("diff", at=project.root).stdout
+    (changed,) = json.loads(deploy_gates("diff", "--json", at=project.root).stdout)["changed"]
+
+    assert "sorting (was triage)" in told
+    assert "files differ" not in told
+    assert changed["renamed_from"] == "triage"
+    assert changed["baseline"] == changed["candidate"]
+
+
+def test_diff_names_what_was_deleted_and_what_is_unchanged(project: Project) -> None:
+    project.write("golden/second/config.yaml", "model: x\nmessages: [{role: user, content: hi}]\n")
+    project.write("golden/second/cases.jsonl", '{"id": "a", "inputs": {}, "expected": "hi"}\n')
+    project.commit("a second config")
+    for path in (project.root / "golden/second").iterdir():
+        path.unlink()
+
+    told = deploy_gates("diff", at=project.root).stdout
+    found = json.loads(deploy_gates("diff", "--json", at=project.root).stdout)
+
+    assert "unchanged since main: triage" in told
+    assert "deleted since main: second" in told
+    assert (found["changed"], found["unchanged"], found["deleted"]) == ([], ["triage"], ["second"])
 
 
 @pytest.mark.parametrize("name", ["config", "case", "settings"])
@@ -115,10 +161,18 @@ def test_schema_prints_json(tmp_path: Path, name: str) -> None:
     assert json.loads(deploy_gates("schema", name, at=tmp_path).stdout)["type"] == "object"
 
 
-@pytest.fixture
-def signed(project: Project) -> Path:
-    """Evidence of a run, signed with a key that `evidence keygen` has made."""
+EVIDENCE = """
+[tool.deploy_gates.evidence]
+key_file = "gates.pem"
+public_keys = ["gates.pub.pem"]
+"""
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evidence of a run that blocks, signed with a key that `evidence keygen` has made."""
     pytest.importorskip("cryptography", reason="evidence is signed with the extra `sign`")
+    project = Project(tmp_path_factory.mktemp("signed") / "project", cases=30)
     assert deploy_gates("evidence", "keygen", "gates", at=project.root).returncode == 0
     project.write("pyproject.toml", (project.root / "pyproject.toml").read_text() + EVIDENCE)
     project.commit("a key")
@@ -130,29 +184,75 @@ def signed(project: Project) -> Path:
     return made
 
 
-EVIDENCE = """
-[tool.deploy_gates.evidence]
-key_file = "gates.pem"
-public_keys = ["gates.pub.pem"]
-"""
+def verify(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Verify it as somebody in the repository that it is of."""
+    return deploy_gates("evidence", "verify", str(file), *arguments, at=file.parents[2])
 
 
-def test_evidence_that_is_signed_is_verified_by_the_trusted_key(signed: Path, project: Project) -> None:
-    done = deploy_gates("evidence", "verify", str(signed), at=project.root)
+def test_evidence_that_is_signed_is_verified_by_the_trusted_key(signed: Path) -> None:
+    told = verify(signed)
+    found = json.loads(verify(signed, "--json").stdout)
 
-    assert done.returncode == 0, done.stderr
-    assert "signed by" in done.stdout
+    assert told.returncode == 0, told.stderr
+    assert "inconclusive  (signed by " in told.stdout
+    assert f"signed by {found['signed_by']}" in told.stdout
+    assert found["statement"]["subject"][0]["digest"]["sha256"].startswith(signed.stem[-7:])
 
 
-def test_evidence_that_was_changed_is_refused(signed: Path, project: Project) -> None:
+def _promising(envelope: dict[str, Any]) -> None:
+    """Turn every verdict into a pass."""
+    said = base64.b64decode(envelope["payload"]).decode()
+    better = said.replace('"inconclusive"', '"pass"').replace('"fail"', '"pass"')
+    assert better != said
+    envelope["payload"] = base64.b64encode(better.encode()).decode()
+
+
+def _unsigned(envelope: dict[str, Any]) -> None:
+    envelope["signatures"] = []
+
+
+def _cut_off(envelope: dict[str, Any]) -> None:
+    envelope["payload"] = envelope["payload"][:-8]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (_promising, "was changed after"),
+        (_cut_off, "was changed after"),
+        (_unsigned, "is not signed, and a signature is required"),
+    ],
+)
+def test_evidence_is_refused_that_was_changed_or_lost_its_signature(
+    signed: Path, spoil: Callable[[dict[str, Any]], None], fault: str
+) -> None:
     envelope = json.loads(signed.read_text())
-    envelope["payload"] = envelope["payload"][:-8] + "AAAA" + envelope["payload"][-4:]
-    signed.write_text(json.dumps(envelope))
+    spoil(envelope)
+    spoiled = signed.with_name("spoiled.json")
+    spoiled.write_text(json.dumps(envelope))
 
-    done = deploy_gates("evidence", "verify", str(signed), at=project.root)
+    done = verify(spoiled)
 
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    assert fault in done.stderr
+    assert done.stdout == ""
+
+
+def test_evidence_signed_by_somebody_else_is_refused(signed: Path) -> None:
+    root = signed.parents[2]
+    deploy_gates("evidence", "keygen", "stranger", at=root)
+
+    done = verify(signed, "--key", "stranger.pub.pem")
+
+    assert done.returncode == 1
+    assert "and trusted are" in done.stderr
+
+
+def test_where_no_key_is_trusted_a_signature_counts_for_nothing(signed: Path, tmp_path: Path) -> None:
+    done = deploy_gates("evidence", "verify", str(signed), at=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "(no trusted signature)" in done.stdout
 
 
 def test_a_key_is_never_overwritten(project: Project) -> None:
@@ -167,16 +267,47 @@ def test_a_key_is_never_overwritten(project: Project) -> None:
     assert (project.root / "gates.pem").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("command", ["init", "diff", "schema", "evidence verify", "evidence keygen"])
-def test_help_holds_an_example(tmp_path: Path, command: str) -> None:
-    done = deploy_gates(*command.split(), "--help", at=tmp_path)
-
-    assert "example: deploy-gates" in done.stdout
+COMMANDS = ("init", "diff", "schema", "evidence", "evidence verify", "evidence keygen")
 
 
-@pytest.mark.parametrize("arguments", [[], ["promotee"], ["diff", "no-such-commit"]])
-def test_usage_errors_end_with_status_2(project: Project, arguments: list[str]) -> None:
-    done = deploy_gates(*arguments, at=project.root)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_holds_an_example_that_can_be_copied_and_run(project: Project, command: str) -> None:
+    told = deploy_gates(*command.split(), "--help", at=project.root).stdout
+
+    example = told.splitlines()[-1]
+    assert example.startswith(f"example: deploy-gates {command}")
+    done = deploy_gates(*shlex.split(example)[2:], at=project.root)
+    assert done.returncode == (1 if command == "evidence verify" else 0), "it names evidence that is not here"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "promotee",
+        "diff no-such-commit",
+        "diff --config no-such-config",
+        "schema no-such-schema",
+        "init no/such/folder",
+        "evidence",
+        "evidence verify",
+        "evidence keygen no/such/folder/gates",
+    ],
+)
+def test_usage_errors_end_with_status_2_and_a_word_on_stderr(project: Project, arguments: str) -> None:
+    done = deploy_gates(*arguments.split(), at=project.root)
 
     assert done.returncode == 2
+    assert done.stdout == ""
+    assert "deploy-gates" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_can_be_read_by_machines_too(project: Project) -> None:
+    done = deploy_gates("diff", "--json", "--config", "triaje", at=project.root)
+
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {
+        "error": "there is no config `triaje` in this repository",
+        "hint": "did you mean `triage`?",
+    }
