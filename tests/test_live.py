@@ -224,3 +224,21 @@ def test_two_workers_ask_each_question_once(
     assert result.ret == 0, result.stdout.str()
     assert server.asked == 80
     assert len((project.folder / "recordings.jsonl").read_text().splitlines()) == 80
+
+
+def test_asking_everything_again_goes_on_where_it_was_broken_off(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(lambda request: right(request) if request.number <= 50 else Fails(401)) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        broken_off = run(pytester, "--gate-record=all")
+
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        resumed = run(pytester, "--gate-record=all")
+        again = server.asked
+        everything = run(pytester, "--gate-record=all")
+
+    assert (broken_off.ret, resumed.ret, everything.ret) == (1, 0, 0), resumed.stdout.str()
+    assert again == 30
+    assert server.asked == 30 + 80

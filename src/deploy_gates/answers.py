@@ -249,10 +249,22 @@ class Answers:
         notes = list(dict.fromkeys(self.notes))
         for change in self.changes:
             try:
-                recordings.merge(self._file(change), self._journals[change.name], order=_keys(change))
+                recordings.merge(
+                    self._file(change),
+                    self._journals[change.name],
+                    order=_keys(change),
+                    keep=self._will_resume(change),
+                )
             except WorkspaceError as error:
                 notes.append(error.message)
         return notes
+
+    def _will_resume(self, change: ConfigChange) -> bool:
+        """Whether asking everything was broken off: the next such run asks only the rest."""
+        engine = self._engines.get((change.name, True))
+        if engine is None or self._records[change.name] is not Record.ALL:
+            return False
+        return bool(engine.totals.unanswered or engine.totals.waiting)
 
 
 def _keys(change: ConfigChange) -> Iterator[str]:
