@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import pytest
 
+from deploy_gates import documents, settings
 from deploy_gates.core.canonical import Json
 from project import Project
 
@@ -279,6 +280,27 @@ def test_the_readme_names_every_option() -> None:
 
     assert len(options) > 5
     assert [each for each in options if f"`{each}" not in readme] == [], "describe it under Options"
+
+
+def test_what_the_docs_show_can_be_used() -> None:
+    """A config, a case, and settings, as somebody would copy them."""
+    shown = {file: (ROOT / file).read_text("utf-8") for file in ("README.md", "docs/reference.md")}
+    config = documents.parse_yaml(_shown(shown["README.md"], "yaml"), "config.yaml")
+    case = documents.parse_json(_shown(shown["README.md"], "json"), "cases.jsonl")
+
+    problems = [*documents.validate(config, "config"), *documents.validate(case, "case")]
+    settled = settings.parse(_shown(shown["docs/reference.md"], "toml"))
+
+    assert config.value
+    assert case.value
+    assert problems == []
+    assert settled.policy.models
+
+
+def _shown(text: str, language: str) -> str:
+    """The one block of the document in that language."""
+    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return str(block)
 
 
 # --- What is imported -----------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def _refuse(error: DeployGatesError, as_json: bool, status: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deploy-gates",
-        description="Gates, canaries, and rollback for changes to AI model configs.",
+        description="Quality gates for changes to AI model configs.",
         epilog="The gates themselves run under pytest: pytest --deploy-gates",
     )
     parser.add_argument("--version", action="version", version=f"deploy-gates {__version__}")
