@@ -12,13 +12,12 @@ from deploy_gates import __version__, envelope, report
 from deploy_gates.answers import Answers
 from deploy_gates.core import evidence
 from deploy_gates.core.canonical import short
-from deploy_gates.core.config import ConfigChange
+from deploy_gates.core.config import ENVIRONMENTS, ConfigChange
 from deploy_gates.core.evidence import Provenance
 from deploy_gates.core.gate import GateName, GateResult, Outcome, Verdict
 from deploy_gates.gates import GATES
 from deploy_gates.report import GateReport, RunReport
 from deploy_gates.settings import Settings
-from deploy_gates.snapshot import ENVIRONMENTS
 from deploy_gates.workspace import STATE_FOLDER, Changes
 
 

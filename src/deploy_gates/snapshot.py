@@ -9,30 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from deploy_gates import documents
+from deploy_gates.core import parsing
 from deploy_gates.core.canonical import Json, JsonObject
-from deploy_gates.core.config import (
-    Case,
-    CaseCheck,
-    Comparison,
-    Environment,
-    Kind,
-    Limits,
-    Message,
-    ModelConfig,
-    Output,
-    Profile,
-    Snapshot,
-    Traffic,
-)
-from deploy_gates.core.cost import nanousd
+from deploy_gates.core.config import Case, CaseCheck, Comparison, Kind, ModelConfig, Snapshot
 from deploy_gates.core.errors import Problem
-from deploy_gates.core.question import Api
 from deploy_gates.documents import Document
 
 Reading: TypeAlias = "Callable[[str, int], tuple[str, Problem | None]]"
 """Path from the root and a bound in bytes, to the text or what is wrong with the file."""
-
-ENVIRONMENTS = ("development", "staging", "production")
 
 
 def snapshot(config_file: str, reading: Reading) -> Snapshot:
@@ -44,7 +28,7 @@ def snapshot(config_file: str, reading: Reading) -> Snapshot:
     problems = list(document.problems)
     if document.value is not None:
         problems += documents.validate(document, "config")
-    config = None if problems else _config(document, posixpath.basename(folder))
+    config = None if problems else parsing.config(document.value, posixpath.basename(folder), document.lines)
     cases_file = posixpath.join(folder, "cases.jsonl")
     cases, case_problems = _cases(files, cases_file, config.comparison if config else Comparison())
     _consumer_texts(files, folder, config)
@@ -154,98 +138,6 @@ def _consumer_texts(files: _Files, folder: str, config: ModelConfig | None) -> N
 # --- The config ---------------------------------------------------------------------------------
 
 
-def _config(document: Document, name: str) -> ModelConfig:
-    """The document as a value. It has passed the schema: every access below is safe by that."""
-    raw = _object(document.value)
-    return ModelConfig(
-        name=name,
-        document=raw,
-        model=str(raw["model"]),
-        api=Api(str(raw.get("api", Api.CHAT.value))),
-        messages=tuple(_message(_object(each)) for each in _list(raw["messages"])),
-        inputs=_object(
-            raw.get("inputs", {"type": "object", "properties": {}, "additionalProperties": False})
-        ),
-        parameters=_object(raw.get("parameters", {})),
-        output=_output(raw["output"], name) if "output" in raw else None,
-        tools=tuple(_object(each) for each in _list(raw.get("tools", []))),
-        consumers=tuple(str(each) for each in _list(raw.get("consumers", []))),
-        comparison=_comparison(_object(raw.get("golden", {})), Comparison()),
-        limits=_limits(_object(raw.get("limits", {}))),
-        traffic=_traffic(_object(raw.get("traffic", {}))),
-        environments=tuple(
-            _environment(each, _object(_object(raw["environments"])[each]))
-            for each in ENVIRONMENTS
-            if each in _object(raw.get("environments", {}))
-        ),
-        lines=document.lines,
-    )
-
-
-def _message(raw: JsonObject) -> Message:
-    return Message(
-        role=str(raw["role"]),
-        content=raw["content"],
-        name=str(raw.get("name", "")),
-        extra={key: raw[key] for key in ("tool_calls", "tool_call_id") if key in raw},
-    )
-
-
-def _output(raw: Json, name: str) -> Output:
-    declared = _object(raw)
-    return Output(
-        name=str(declared.get("name", name.replace("-", "_"))),
-        schema=_object(declared["schema"]),
-        strict=bool(declared.get("strict", True)),
-        allow_breaking=tuple(str(each) for each in _list(declared.get("allow_breaking", []))),
-    )
-
-
-def _comparison(raw: JsonObject, default: Comparison) -> Comparison:
-    digits = raw.get("significant_digits", default.significant_digits)
-    return Comparison(
-        exclude_paths=tuple(str(each) for each in _list(raw["exclude_paths"]))
-        if "exclude_paths" in raw
-        else default.exclude_paths,
-        ignore_order=bool(raw.get("ignore_order", default.ignore_order)),
-        significant_digits=digits if isinstance(digits, int) else None,
-        ignore_string_case=bool(raw.get("ignore_string_case", default.ignore_string_case)),
-    )
-
-
-def _limits(raw: JsonObject) -> Limits:
-    return Limits(
-        context_window=_integer(raw.get("context_window")),
-        cost_per_request_nanousd=_money(raw.get("cost_per_request")),
-        monthly_budget_nanousd=_money(raw.get("monthly_budget")),
-    )
-
-
-def _traffic(raw: JsonObject) -> Traffic:
-    return Traffic(
-        requests_per_month=_integer(raw.get("requests_per_month")),
-        input_tokens=_profile(raw.get("input_tokens")),
-        output_tokens=_profile(raw.get("output_tokens")),
-        cached_input_share=_number(raw.get("cached_input_share", 0)),
-    )
-
-
-def _profile(raw: Json) -> Profile | None:
-    if not isinstance(raw, dict):
-        return None
-    return Profile(p50=int(_number(raw["p50"])), p95=int(_number(raw["p95"])))
-
-
-def _environment(name: str, raw: JsonObject) -> Environment:
-    default = Environment(name=name)
-    return Environment(
-        name=name,
-        base_url=str(raw.get("base_url", default.base_url)),
-        api_key_env=str(raw.get("api_key_env", default.api_key_env)),
-        timeout_s=_number(raw.get("timeout_s", default.timeout_s)),
-    )
-
-
 # --- The cases ----------------------------------------------------------------------------------
 
 _COMPARED_BY = ("exclude_paths", "ignore_order", "significant_digits", "ignore_string_case")
@@ -262,7 +154,7 @@ def _cases(files: _Files, file: str, comparison: Comparison) -> tuple[tuple[Case
         if found:
             problems += found
             continue
-        case = _case(_object(document.value), line, comparison)
+        case = _case(parsing.object_(document.value), line, comparison)
         if (twin := cases.get(case.id)) is not None:
             message = f"has the id `{case.id}`, which line {twin.line} has already"
             problems.append(Problem(message=message, file=file, line=line, hint="give it an id of its own"))
@@ -274,13 +166,13 @@ def _cases(files: _Files, file: str, comparison: Comparison) -> tuple[tuple[Case
 def _case(raw: JsonObject, line: int, comparison: Comparison) -> Case:
     return Case(
         id=str(raw["id"]),
-        inputs=_object(raw["inputs"]),
+        inputs=parsing.object_(raw["inputs"]),
         expects="expected" in raw,
         expected=raw.get("expected"),
-        comparison=_comparison(raw, comparison) if any(key in raw for key in _COMPARED_BY) else None,
-        checks=tuple(_check(_object(each)) for each in _list(raw.get("checks", []))),
-        weight=_number(raw.get("weight", 1)),
-        tags=tuple(str(each) for each in _list(raw.get("tags", []))),
+        comparison=parsing.comparison(raw, comparison) if any(key in raw for key in _COMPARED_BY) else None,
+        checks=tuple(_check(parsing.object_(each)) for each in parsing.list_(raw.get("checks", []))),
+        weight=parsing.number(raw.get("weight", 1)),
+        tags=tuple(str(each) for each in parsing.list_(raw.get("tags", []))),
         cluster=str(raw.get("cluster", "")),
         must_pass=bool(raw.get("must_pass", False)),
         line=line,
@@ -291,29 +183,3 @@ def _check(raw: JsonObject) -> CaseCheck:
     return CaseCheck(
         kind=Kind(str(raw["kind"])), spec={key: value for key, value in raw.items() if key != "kind"}
     )
-
-
-# --- What the schema has promised ---------------------------------------------------------------
-
-
-def _object(value: Json) -> JsonObject:
-    assert isinstance(value, dict), value
-    return value
-
-
-def _list(value: Json) -> list[Json]:
-    assert isinstance(value, list), value
-    return value
-
-
-def _number(value: Json) -> float:
-    assert isinstance(value, int | float), value
-    return float(value)
-
-
-def _integer(value: Json) -> int | None:
-    return int(value) if isinstance(value, int | float) else None
-
-
-def _money(value: Json) -> int | None:
-    return None if value is None else nanousd(str(value))

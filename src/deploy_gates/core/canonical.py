@@ -23,18 +23,33 @@ def canonical(value: Json) -> bytes:
         return rfc8785.dumps(value)
 
 
-def digest(value: Json) -> str:
-    """SHA-256 of the canonical JSON, as 64 hexadecimal digits.
+def spelled(value: Json) -> bytes:
+    """The canonical JSON a digest is taken of: the bytes in which a config is kept.
 
     Canonical JSON sorts keys, but models write an object's fields in the order in which the schema names
     them: whether the reason comes before the category or after it makes another answer. So where the
     `properties` of a schema are not in the order of the alphabet, their order is spelled out beside them.
     """
     try:
-        spelled = _dumped(_plain(value, with_order=True))
+        return _dumped(_plain(value, with_order=True))
     except _Unusual:
-        spelled = rfc8785.dumps(_ordered(value))
-    return hashlib.sha256(spelled).hexdigest()
+        return rfc8785.dumps(_ordered(value))
+
+
+def restored(spelling: bytes) -> Json:
+    """The value that was spelled so, its fields in their order again. `ValueError` for what is no JSON."""
+    value: Json = json.loads(spelling, object_hook=_in_order)
+    return value
+
+
+def digest(value: Json) -> str:
+    """SHA-256 of the spelling of `value`, as 64 hexadecimal digits."""
+    return digest_of(spelled(value))
+
+
+def digest_of(spelling: bytes) -> str:
+    """The digest of what is spelled so."""
+    return hashlib.sha256(spelling).hexdigest()
 
 
 def short(full: str) -> str:
@@ -94,3 +109,14 @@ def _spell_order(schema: JsonObject, made: JsonObject) -> None:
     properties = schema.get("properties")
     if isinstance(properties, dict) and list(properties) != sorted(properties):
         made["propertyOrdering"] = list(properties)
+
+
+def _in_order(read: JsonObject) -> JsonObject:
+    properties, order = read.get("properties"), read.get("propertyOrdering")
+    if not isinstance(properties, dict) or not isinstance(order, list):
+        return read
+    names = [str(each) for each in order]
+    if names == sorted(names) or sorted(names) != sorted(properties):
+        return read  # written by the team, not spelled out here
+    made = {key: each for key, each in read.items() if key != "propertyOrdering"}
+    return made | {"properties": {name: properties[name] for name in names}}

@@ -10,6 +10,9 @@ from deploy_gates.core.canonical import Json, JsonObject, digest
 from deploy_gates.core.errors import Problem
 from deploy_gates.core.question import Answer, Api
 
+ENVIRONMENTS = ("development", "staging", "production")
+"""In the order in which a release travels."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:

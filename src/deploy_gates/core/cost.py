@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
+
+from deploy_gates.core.canonical import Json, JsonObject
 
 NANO = 1_000_000_000
 """Nano-dollars in a dollar."""
@@ -58,6 +60,37 @@ class Price:
         ) / PER_MILLION
         return int((usd * NANO).to_integral_value(rounding=ROUND_CEILING))
 
+    def to_json(self) -> JsonObject:
+        made: JsonObject = {"input_usd": str(self.input_usd), "output_usd": str(self.output_usd)}
+        if self.cached_input_usd is not None:
+            made["cached_input_usd"] = str(self.cached_input_usd)
+        if self.tiers:
+            made["tiers"] = [
+                {"above_input_tokens": tier.above_input_tokens, "price": tier.price.to_json()}
+                for tier in self.tiers
+            ]
+        return made | {"source": self.source}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Price:
+        """The price written so. `ValueError` for anything else."""
+        try:
+            if not isinstance(value, dict):
+                raise KeyError("price")
+            cached = value.get("cached_input_usd")
+            tiers = value.get("tiers", [])
+            if not isinstance(tiers, list):
+                raise KeyError("tiers")
+            return cls(
+                input_usd=Decimal(str(value["input_usd"])),
+                output_usd=Decimal(str(value["output_usd"])),
+                cached_input_usd=None if cached is None else Decimal(str(cached)),
+                source=str(value.get("source", "")),
+                tiers=tuple(Tier.from_json(each) for each in tiers),
+            )
+        except (KeyError, InvalidOperation) as error:
+            raise ValueError("this is no price: dollars per million tokens, as text") from error
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tier:
@@ -65,6 +98,13 @@ class Tier:
 
     above_input_tokens: int
     price: Price
+
+    @classmethod
+    def from_json(cls, value: Json) -> Tier:
+        """The tier written so. `ValueError` for anything else."""
+        if not isinstance(value, dict) or not isinstance(above := value.get("above_input_tokens"), int):
+            raise ValueError("this is no tier of a price")
+        return cls(above_input_tokens=above, price=Price.from_json(value.get("price")))
 
 
 def nanousd(usd: Decimal | str | int) -> int:

@@ -5,7 +5,11 @@ DeployGatesError
 ├── WorkspaceError       the repository or its files cannot be read or written  exit status 4
 ├── PromptError          a template cannot be rendered with these inputs
 ├── Unanswered           a model was asked, or would have to be, and did not answer
-└── EnvelopeError        evidence that cannot be signed, read, or trusted       exit status 1
+├── EnvelopeError        evidence that cannot be signed, read, or trusted       exit status 1
+├── Refused              the store did not make the move that was asked for     exit status 1
+├── StoreError           the store cannot be used as it is: URL, schema, driver exit status 3
+│   └── StoreUnavailable it cannot be reached, is busy, full, or gone           exit status 3
+└── ConfigUnavailable    a client has no config of that name to serve
 """
 
 from __future__ import annotations
@@ -37,6 +41,49 @@ class PromptError(DeployGatesError):
 
 class EnvelopeError(DeployGatesError):
     """Evidence that cannot be signed, read, or trusted."""
+
+
+class Refusal(StrEnum):
+    """Why a move was not made: each leads to another remedy."""
+
+    REVISION = "revision"
+    """Someone else moved the environment first."""
+    FENCE = "fence"
+    """Another runner has taken the environment over."""
+    LEASE = "lease"
+    """Another runner holds the environment, or the own lease has expired."""
+    KEY_REUSED = "key reused"
+    """The idempotency key belongs to another move."""
+    EVIDENCE = "evidence"
+    """No unrevoked passing evidence under the current policy."""
+    POLICY = "policy"
+    """The environment judges by another policy than the one named."""
+    ORDER = "order"
+    """The environment before this one does not serve the digest."""
+    STATE = "state"
+    """There is nothing to do that with: no canary, nothing earlier, the same digest already."""
+    UNKNOWN = "unknown"
+    """The store knows no such config, digest, environment, or revision."""
+
+
+class Refused(DeployGatesError):
+    """The store did not make the move that was asked for, and nothing was changed."""
+
+    def __init__(self, refusal: Refusal, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.refusal = refusal
+
+
+class StoreError(DeployGatesError):
+    """The store cannot be used as it is."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, is busy, full, or gone."""
+
+
+class ConfigUnavailable(DeployGatesError):
+    """A client has no config of that name to serve."""
 
 
 class Cause(StrEnum):

@@ -1,0 +1,296 @@
+"""What an environment serves, how it is moved, and the history that says so.
+
+The store makes a move in one statement or not at all. What is written here is what both engines promise, and
+what can be verified of them without either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from deploy_gates.core.assignment import WHOLE_BP
+from deploy_gates.core.cost import Price
+
+
+class Kind(StrEnum):
+    """What a move does."""
+
+    PROMOTE = "promote"
+    """The digest becomes what everybody gets."""
+    CANARY = "canary"
+    """The digest is served to a share, or the share is changed."""
+    ROLLBACK = "rollback"
+    """The candidate goes; without one, an earlier baseline comes back."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deployment:
+    """What an environment serves of one config, at one revision: one row."""
+
+    config: str
+    environment: str
+    revision: int = 0
+    """0: nothing has been promoted yet."""
+    kind: Kind | None = None
+    baseline: str = ""
+    """The digest that everybody gets who does not get the candidate."""
+    candidate: str = ""
+    weight_bp: int = 0
+    """The share of keys that get the candidate, in basis points."""
+    salt: str = ""
+    policy: str = ""
+    """The digest of the policy under which evidence is admitted."""
+    evidence: str = ""
+    """The evidence that opened the environment to what was moved in last."""
+    actor: str = ""
+    reason: str = ""
+    changed_at: datetime | None = None
+    owner: str = ""
+    """The runner that holds the lease or held it last."""
+    fence: int = 0
+    lease_until: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The right of one runner to move one environment for a while."""
+
+    config: str
+    environment: str
+    owner: str
+    fence: int
+    until: datetime
+    """By the clock of the store."""
+    revision: int
+    """Where the environment stood when the lease was taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """One change of what an environment serves, as somebody asks for it."""
+
+    config: str
+    environment: str
+    kind: Kind
+    digest: str
+    """What is brought in; of a rollback what comes back, or stays when only the candidate goes."""
+    weight_bp: int = 0
+    """Of a canary: the share of keys, more than 0 and less than all."""
+    salt: str = ""
+    """Of a canary that begins; a canary that goes on keeps its own."""
+    expected: int
+    """The revision the environment is believed to be at."""
+    fence: int
+    """Of the lease; a rollback takes the environment over, and needs none."""
+    policy: str = ""
+    """The digest of the policy that the evidence has to be under. A rollback needs none."""
+    adopt_policy: bool = False
+    """Whether the environment shall judge by this policy from now on."""
+    actor: str
+    reason: str
+    key: str
+    """The idempotency key: the same move asked for again is made once, and answered as it was."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """A move that was made."""
+
+    deployment: Deployment
+    replayed: bool = False
+    """It had been made before, under the same key; nothing was changed now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One row of the history: who moved what, when, why, and by which evidence."""
+
+    config: str
+    environment: str
+    revision: int
+    kind: str
+    baseline: str
+    candidate: str
+    weight_bp: int
+    salt: str
+    policy: str
+    evidence: str
+    fence: int
+    actor: str
+    reason: str
+    key: str
+    at_ms: int
+    """Milliseconds since 1970, UTC, by the clock of the store; never earlier than the event before."""
+    previous: str
+    """The hash of the event before; empty for the first."""
+    hash: str
+
+    def spelled(self) -> bytes:
+        """What the hash is taken of: every field but the hash as a netstring, one after the other.
+
+        Netstrings (D. J. Bernstein, 1997) are spelled alike by SQL on both engines and by Python, and no field
+        can pretend to be two.
+        """
+        fields = (
+            self.previous,
+            self.config,
+            self.environment,
+            str(self.revision),
+            self.kind,
+            self.baseline,
+            self.candidate,
+            str(self.weight_bp),
+            self.salt,
+            self.policy,
+            self.evidence,
+            str(self.fence),
+            self.actor,
+            self.reason,
+            self.key,
+            str(self.at_ms),
+        )
+        return b"".join(b"%d:%b," % (len(each), each) for each in (field.encode() for field in fields))
+
+    def computed(self) -> str:
+        """The hash this event should have."""
+        return hashlib.sha256(self.spelled()).hexdigest()
+
+
+def verified(events: Iterable[Event], revision: int) -> Iterator[str]:
+    """Everything that is wrong with the history of one deployment that stands at `revision`, named row by row.
+
+    `events` come as they are stored, oldest first. Nothing is yielded for an honest history.
+    """
+    expected, previous, last_ms = 1, "", 0
+    for event in events:
+        name = f"r{event.revision} of {event.config} in {event.environment}"
+        if event.revision != expected:
+            missing = (
+                f"r{expected}" if event.revision == expected + 1 else f"r{expected} to r{event.revision - 1}"
+            )
+            yield f"{missing} is missing before {name}: removed, or reordered"
+        elif event.previous != previous:
+            yield f"{name} does not follow the event before it: one of the two was replaced"
+        if event.computed() != event.hash:
+            yield f"{name} was edited: its hash is not that of its content"
+        if event.at_ms < last_ms:
+            yield f"{name} is dated before the event it follows"
+        expected, previous, last_ms = event.revision + 1, event.hash, event.at_ms
+    if expected != revision + 1:
+        yield f"the history ends at r{expected - 1}, but the environment is at r{revision}"
+
+
+def served_before(events: Iterable[Event]) -> str:
+    """The baseline that a rollback brings back; empty if there is none.
+
+    Baselines are a stack: a promotion puts one on top, a rollback takes off what it left behind. So two
+    rollbacks in a row go back twice, and never to what was just rolled back.
+    """
+    stack: list[str] = []
+    for event in events:
+        if event.kind == Kind.ROLLBACK and event.baseline in stack:
+            del stack[stack.index(event.baseline) + 1 :]
+        elif not stack or stack[-1] != event.baseline:
+            stack.append(event.baseline)
+    earlier = [each for each in stack if each and each != stack[-1]]
+    return earlier[-1] if earlier else ""
+
+
+def problem(deployment: Deployment) -> str:
+    """Why a client refuses to serve this row; empty for one it can serve."""
+    if not 0 <= deployment.weight_bp < WHOLE_BP:
+        return f"a weight of {deployment.weight_bp} basis points does not exist"
+    if bool(deployment.candidate) != bool(deployment.weight_bp):
+        return "a candidate and its weight belong together"
+    if deployment.candidate and not deployment.salt:
+        return "a canary without a salt cannot be assigned"
+    if deployment.revision and not deployment.baseline:
+        return "there is no baseline to serve"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """Evidence as the store keeps it."""
+
+    id: str
+    """SHA-256 of the statement, in hexadecimal digits."""
+    config: str
+    digest: str
+    policy: str
+    verdict: str
+    finished_at: datetime
+    admitted_until: Mapping[str, datetime]
+    """The environments it opens, and until when."""
+    envelope: bytes
+    signed_by: str = ""
+    revoked_by: str = ""
+    """The later failing evidence that took its force."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """All that one environment serves: what a client reads at once."""
+
+    environment: str
+    deployments: tuple[Deployment, ...]
+    configs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Their documents as spelled, by digest: those the reader did not know yet."""
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    """What a call costs, by digest of the config, where it is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Acknowledgement:
+    """What one instance of a client serves of one config, and what it refused."""
+
+    config: str
+    revision: int
+    """The revision it serves; 0 if it serves none."""
+    age_ms: int
+    """For how long it has served that."""
+    refused: int = 0
+    """A newer revision that it cannot serve."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instance:
+    """A client, as the store sees it."""
+
+    id: str
+    name: str
+    """For people: host and process."""
+    environment: str
+    config: str
+    revision: int
+    serving_since: datetime
+    refused: int
+    reason: str
+    seen_at: datetime
+
+
+class Scope(StrEnum):
+    """What a token allows."""
+
+    READ = "read"
+    REPORT = "report"
+    PROMOTE = "promote"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token:
+    """The right to use the API; the secret itself is kept by nobody."""
+
+    id: str
+    name: str
+    secret_hash: str
+    """SHA-256 of the secret, which is random and long: nothing slower is needed."""
+    scopes: frozenset[Scope]
+    created_at: datetime
+    created_by: str
+    revoked_at: datetime | None = None

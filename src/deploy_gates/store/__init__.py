@@ -1,0 +1,206 @@
+"""The record: what every environment serves, by which evidence, and who moved it.
+
+Two engines hold the same tables and make the same promises: SQLite for one machine, PostgreSQL for many. The
+statements are written out in `sqlite.py` and `postgres.py`, the tables in numbered files under `schema/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from deploy_gates.core.cost import Price
+from deploy_gates.core.errors import StoreError
+from deploy_gates.core.promotion import (
+    Acknowledgement,
+    Deployment,
+    Event,
+    Instance,
+    Lease,
+    Move,
+    Moved,
+    Record,
+    Serving,
+    Token,
+)
+from deploy_gates.core.tally import Tally
+
+DEFAULT_URL = "sqlite:///.deploy-gates/store.db"
+LEASE_TTL = timedelta(seconds=15)
+INSTANCE_TTL = timedelta(seconds=30)
+"""A client that was not seen for so long is gone: it says that it is there every ten seconds."""
+ROWS_MAX = 10_000
+"""How many rows one read returns at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upgraded:
+    """What an upgrade did: the version of the schema before and after."""
+
+    before: int
+    after: int
+
+
+class Watcher(Protocol):
+    """Tells when the store may have changed. Used by one thread; `wake` and `close` by any."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something may have changed since the last call; `False` after `timeout_s` without.
+
+        `StoreUnavailable` if nobody can tell any more: make a new one.
+        """
+
+    def wake(self) -> None:
+        """Have a waiting `wait` return at once."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class Store(Protocol):
+    """About twenty calls, each one transaction. Every call may raise `StoreUnavailable`.
+
+    One store may be used by many threads.
+    """
+
+    url: str
+    """Without a password."""
+
+    # The schema
+
+    def upgrade(self) -> Upgraded:
+        """Create or migrate the tables; nothing happens where they are current. `StoreError` if newer."""
+
+    def check(self) -> None:
+        """`StoreError` where the tables are missing, older, or newer than this version knows."""
+
+    # What is promoted
+
+    def put_config(self, name: str, spelling: bytes, price: Price | None = None) -> str:
+        """Keep a config, once per digest, and what a call of it costs now; returns the digest."""
+
+    def config(self, digest: str) -> tuple[str, bytes] | None:
+        """Name and spelling of a config; `None` if it is not here."""
+
+    def put_evidence(self, record: Record) -> bool:
+        """Keep evidence; whether it is new. A failing one revokes all earlier of the same config and digest.
+
+        `Refused` where its config is not kept here.
+        """
+
+    def evidence(self, config: str, digest: str = "", *, limit: int = 100) -> tuple[Record, ...]:
+        """The evidence of a config, the latest run first."""
+
+    # Leases
+
+    def acquire(self, config: str, environment: str, owner: str, ttl: timedelta = LEASE_TTL) -> Lease:
+        """Take the lease of a deployment, with the next fence. `Refused` while another one runs.
+
+        The row is made where there is none. The same owner asking again gets the next fence as well.
+        """
+
+    def renew(self, lease: Lease, ttl: timedelta = LEASE_TTL) -> Lease:
+        """Hold the lease for longer. `Refused` once it has expired or somebody has taken over."""
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back; nothing happens where it is another's by now."""
+
+    # Moves
+
+    def move(self, move: Move) -> Moved:
+        """Make the move, in one statement, wholly or not at all. `Refused`, with the reason."""
+
+    def deployments(self, environment: str = "", config: str = "") -> tuple[Deployment, ...]:
+        """What is served where, by config and then in the order in which a release travels."""
+
+    def history(
+        self, config: str, environment: str, *, after: int = 0, limit: int = ROWS_MAX
+    ) -> tuple[Event, ...]:
+        """The events of one deployment after a revision, in the order of their revisions."""
+
+    # Reading side
+
+    def serving(self, environment: str, known: Collection[str] = ()) -> Serving:
+        """What the environment serves, with the configs whose digests are not `known`: one snapshot."""
+
+    def watch(self) -> AbstractContextManager[Watcher]:
+        """A watcher with a connection of its own."""
+
+    def acknowledge(
+        self, instance: str, name: str, environment: str, served: Sequence[Acknowledgement]
+    ) -> None:
+        """What an instance serves now, in place of what it said before; also that it is alive."""
+
+    def leave(self, instance: str) -> None:
+        """The instance has ended."""
+
+    def instances(self, environment: str = "", config: str = "") -> tuple[Instance, ...]:
+        """The instances seen within `INSTANCE_TTL`."""
+
+    # Tallies
+
+    def add_tallies(self, instance: str, first: int, tallies: Sequence[Tally]) -> None:
+        """Keep tallies, numbered from `first` on by their sender. What was sent before changes nothing."""
+
+    def tallies(
+        self, config: str, environment: str, *, since_ms: int = 0, until_ms: int = 2**62
+    ) -> Iterator[Tally]:
+        """The tallies of a deployment in the bins from `since_ms` to before `until_ms`, by bin."""
+
+    # Tokens
+
+    def put_token(self, token: Token) -> None:
+        """Keep a token."""
+
+    def tokens(self) -> tuple[Token, ...]:
+        """All tokens, the newest last; revoked ones too."""
+
+    def token(self, id: str) -> Token | None:
+        """One token; `None` if nobody knows it."""
+
+    def revoke_token(self, id: str) -> bool:
+        """Whether there was such a token in force; it is not any more."""
+
+    # Notifications
+
+    def outbox(self, limit: int = ROWS_MAX) -> tuple[Event, ...]:
+        """The moves nobody has been told of yet, oldest first."""
+
+    def told(self, event: Event) -> None:
+        """Somebody was told of this move: it leaves the outbox."""
+
+    def close(self) -> None:
+        """Let go of the connections. A closed store is not used again."""
+
+
+def open_store(url: str, *, root: Path | None = None, durable: bool = True) -> Store:
+    """The store at `url`: `sqlite:///relative`, `sqlite:////absolute`, or `postgresql://…`.
+
+    A relative path starts at `root`, or else at the current folder. A store that is not `durable` may lose its
+    last writes with the power, not with the process: right for tallies, wrong for promotions. Nothing is
+    opened before it is used. `StoreError` for a URL that is neither.
+    """
+    if url.startswith("sqlite:///"):
+        from deploy_gates.store.sqlite import SqliteStore
+
+        path = Path(url.removeprefix("sqlite:///").partition("?")[0])
+        if not path.name:
+            raise StoreError(f"{url} names no file", hint=f"for example {DEFAULT_URL}")
+        return SqliteStore((root or Path.cwd()) / path, durable=durable)
+    if re.match(r"postgres(ql)?://", url):
+        from deploy_gates.store.postgres import PostgresStore
+
+        return PostgresStore(url, durable=durable)
+    raise StoreError(
+        f"{without_password(url)!r} is no store", hint=f"{DEFAULT_URL}, or postgresql://user@host/database"
+    )
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", url)
