@@ -132,8 +132,8 @@ class Event:
     def spelled(self) -> bytes:
         """What the hash is taken of: every field but the hash as a netstring, one after the other.
 
-        Netstrings (D. J. Bernstein, 1997) are spelled alike by SQL on both engines and by Python, and no field
-        can pretend to be two.
+        Netstrings (D. J. Bernstein, 1997) are spelled alike by SQL on both engines and by Python, and no
+        field can pretend to be two.
         """
         fields = (
             self.previous,
@@ -161,7 +161,7 @@ class Event:
 
 
 def verified(events: Iterable[Event], revision: int) -> Iterator[str]:
-    """Everything that is wrong with the history of one deployment that stands at `revision`, named row by row.
+    """Everything that is wrong with the history of a deployment at `revision`, named row by row.
 
     `events` come as they are stored, oldest first. Nothing is yielded for an honest history.
     """
@@ -169,10 +169,7 @@ def verified(events: Iterable[Event], revision: int) -> Iterator[str]:
     for event in events:
         name = f"r{event.revision} of {event.config} in {event.environment}"
         if event.revision != expected:
-            missing = (
-                f"r{expected}" if event.revision == expected + 1 else f"r{expected} to r{event.revision - 1}"
-            )
-            yield f"{missing} is missing before {name}: removed, or reordered"
+            yield f"r{expected} does not stand before {name}: it was removed, or the two were reordered"
         elif event.previous != previous:
             yield f"{name} does not follow the event before it: one of the two was replaced"
         if event.computed() != event.hash:
