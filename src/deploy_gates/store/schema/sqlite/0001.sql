@@ -4,7 +4,7 @@ CREATE TABLE config (
     digest   TEXT PRIMARY KEY CHECK (length(digest) = 64),
     name     TEXT NOT NULL CHECK (name <> ''),
     spelling BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE TRIGGER config_is_what_its_digest_says BEFORE INSERT ON config
 WHEN NEW.digest <> sha256(NEW.spelling)
@@ -46,7 +46,7 @@ CREATE TABLE evidence (
     signed_by      TEXT NOT NULL,
     revoked_by     TEXT NOT NULL DEFAULT '',
     envelope       BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE INDEX evidence_of_config ON evidence (config, digest, finished_at_ms);
 
@@ -246,7 +246,7 @@ CREATE TABLE tally (
     start_ms    INTEGER NOT NULL,
     body        TEXT NOT NULL,
     PRIMARY KEY (instance, number)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE INDEX tally_of_deployment ON tally (config, environment, start_ms);
 
