@@ -135,29 +135,33 @@ class Event:
         Netstrings (D. J. Bernstein, 1997) are spelled alike by SQL on both engines and by Python, and no
         field can pretend to be two.
         """
-        fields = (
+        return netstrings(
             self.previous,
             self.config,
             self.environment,
-            str(self.revision),
+            self.revision,
             self.kind,
             self.baseline,
             self.candidate,
-            str(self.weight_bp),
+            self.weight_bp,
             self.salt,
             self.policy,
             self.evidence,
-            str(self.fence),
+            self.fence,
             self.actor,
             self.reason,
             self.key,
-            str(self.at_ms),
+            self.at_ms,
         )
-        return b"".join(b"%d:%b," % (len(each), each) for each in (field.encode() for field in fields))
 
     def computed(self) -> str:
         """The hash this event should have."""
         return hashlib.sha256(self.spelled()).hexdigest()
+
+
+def netstrings(*fields: str | int) -> bytes:
+    """The fields, each with its length in bytes before it: `3:r42,`."""
+    return b"".join(b"%d:%b," % (len(each), each) for each in (str(field).encode() for field in fields))
 
 
 def verified(events: Iterable[Event], revision: int) -> Iterator[str]:

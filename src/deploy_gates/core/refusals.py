@@ -1,13 +1,14 @@
-"""Why a move was not made. The store asks after the fact: its one statement changed nothing, and says no more."""
+"""Why a move was not made. The store asks after the fact: its statement changed nothing, and says no more."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from deploy_gates.core.assignment import WHOLE_BP
 from deploy_gates.core.canonical import short
+from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import Refusal, Refused
 from deploy_gates.core.promotion import Deployment, Event, Kind, Lease, Move, Record
 
@@ -38,6 +39,24 @@ def is_replay(move: Move, made: Event) -> bool:
     """Whether the event is this very move, made before."""
     brought = made.candidate if made.kind == Kind.CANARY else made.baseline
     return (made.kind, brought, made.weight_bp) == (move.kind.value, move.digest, move.weight_bp)
+
+
+def as_it_was(made: Event, now: Deployment) -> Deployment:
+    """What the deployment was right after the move: the answer to somebody who asks for it again."""
+    return replace(
+        now,
+        revision=made.revision,
+        kind=Kind(made.kind),
+        baseline=made.baseline,
+        candidate=made.candidate,
+        weight_bp=made.weight_bp,
+        salt=made.salt,
+        policy=made.policy,
+        evidence=made.evidence,
+        actor=made.actor,
+        reason=made.reason,
+        changed_at=datetime.fromtimestamp(made.at_ms / 1000, UTC),
+    )
 
 
 def why(move: Move, facts: Facts) -> Refused:
@@ -87,6 +106,20 @@ def lost(lease: Lease, found: Deployment | None) -> Refused:
         f"{found.owner or found.actor or 'someone'} has taken {place} over: "
         f"fence {lease.fence} of {lease.owner} is no longer the current one, which is {found.fence}",
     )
+
+
+def evidence_of_nothing(record: Record) -> Refused:
+    """Why evidence is not kept: its config is not."""
+    return Refused(
+        Refusal.UNKNOWN,
+        f"the evidence is for {record.config} {short(record.digest)}, and the store keeps no such config",
+        hint="put the config into the store before its evidence",
+    )
+
+
+def no_environment(name: str) -> Refused:
+    """Why nothing can be moved there."""
+    return Refused(Refusal.UNKNOWN, f"there is no environment {name!r}", hint=", ".join(ENVIRONMENTS))
 
 
 def _key_reused(move: Move, made: Event) -> Refused:

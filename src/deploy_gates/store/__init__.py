@@ -32,8 +32,11 @@ from deploy_gates.core.tally import Tally
 
 DEFAULT_URL = "sqlite:///.deploy-gates/store.db"
 LEASE_TTL = timedelta(seconds=15)
+LEASE_MAX = timedelta(minutes=10)
+"""No lease is longer: one that claims to be was given before the clock was set back, and holds nobody up."""
 INSTANCE_TTL = timedelta(seconds=30)
 """A client that was not seen for so long is gone: it says that it is there every ten seconds."""
+TALLIES_KEPT = timedelta(days=14)
 ROWS_MAX = 10_000
 """How many rows one read returns at most."""
 

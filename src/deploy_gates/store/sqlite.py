@@ -1,0 +1,966 @@
+"""The store in one SQLite file: the default, for one machine.
+
+A connection of its own for every process, and one writer at a time among them. Who finds the file busy tries
+again after a random moment: SQLite's own waiting lets one process starve while others write.
+
+SQLite below 3.51.3 can corrupt a file when two connections checkpoint back to back while a third one writes.
+So nobody checkpoints on the side here (`wal_autocheckpoint=0`), but who holds the lock file beside the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import random
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from deploy_gates import clock
+from deploy_gates.core import refusals
+from deploy_gates.core.canonical import digest_of
+from deploy_gates.core.cost import Price
+from deploy_gates.core.errors import StoreError, StoreUnavailable
+from deploy_gates.core.promotion import (
+    Acknowledgement,
+    Deployment,
+    Event,
+    Instance,
+    Kind,
+    Lease,
+    Move,
+    Moved,
+    Record,
+    Scope,
+    Serving,
+    Token,
+    netstrings,
+)
+from deploy_gates.core.refusals import Facts
+from deploy_gates.core.tally import Tally
+from deploy_gates.store import INSTANCE_TTL, LEASE_MAX, LEASE_TTL, ROWS_MAX, TALLIES_KEPT, Upgraded
+
+FIXED_IN = (3, 51, 3)
+"""The first SQLite without the WAL-reset bug."""
+BUSY_MAX_S = 10.0
+"""How long a write tries to get its turn."""
+WAL_MAX_BYTES = 4 << 20
+"""A longer write-ahead log is checkpointed by whoever gets the lock."""
+POLL_S = 0.008
+"""How often a watcher asks whether the file has changed: 3 µs each time."""
+
+_Row: TypeAlias = sqlite3.Row
+_Values: TypeAlias = "Mapping[str, object]"
+
+
+def is_affected() -> bool:
+    """Whether this SQLite has the WAL-reset bug."""
+    return sqlite3.sqlite_version_info < FIXED_IN
+
+
+class SqliteStore:
+    """One file. `now` is the clock that leases and history go by."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durable: bool = True,
+        now: Callable[[], datetime] = clock.now,
+        poll_s: float = POLL_S,
+    ) -> None:
+        self.path = path
+        self.url = f"sqlite:///{path}"
+        self._durable = durable
+        self._now = now
+        self._poll_s = poll_s
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._writes = 0
+
+    # --- The schema -----------------------------------------------------------------------------
+
+    def upgrade(self) -> Upgraded:
+        with self._lock, self._translated():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = self._open(create=True)
+            _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
+            return self._write(self._migrate)
+
+    def _migrate(self, connection: sqlite3.Connection) -> Upgraded:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migration "
+            "(version INTEGER PRIMARY KEY, applied_at_ms INTEGER NOT NULL)"
+        )
+        before = _version(connection)
+        known = _migrations()
+        _check_not_newer(before, len(known), self.url)
+        for version in range(before + 1, len(known) + 1):
+            for statement in _statements(known[version - 1]):
+                connection.execute(statement)
+            connection.execute("INSERT INTO migration VALUES (?, now_ms())", (version,))
+        return Upgraded(before=before, after=len(known))
+
+    def check(self) -> None:
+        version = self._read(_version)
+        _check_not_newer(version, len(_migrations()), self.url)
+        if version < len(_migrations()):
+            raise StoreError(
+                f"the tables of {self.url} are of version {version}, "
+                f"and this program wants {len(_migrations())}",
+                hint="deploy-gates store upgrade",
+            )
+
+    # --- What is promoted -----------------------------------------------------------------------
+
+    def put_config(self, name: str, spelling: bytes, price: Price | None = None) -> str:
+        digest = digest_of(spelling)
+
+        def put(connection: sqlite3.Connection) -> str:
+            connection.execute(
+                "INSERT INTO config (digest, name, spelling) VALUES (?, ?, ?) "
+                "ON CONFLICT (digest) DO NOTHING",
+                (digest, name, spelling),
+            )
+            if price is not None:
+                connection.execute(
+                    "INSERT INTO price (digest, body) VALUES (?, ?) "
+                    "ON CONFLICT (digest) DO UPDATE SET body = excluded.body WHERE body <> excluded.body",
+                    (digest, json.dumps(price.to_json())),
+                )
+            return digest
+
+        return self._write(put)
+
+    def config(self, digest: str) -> tuple[str, bytes] | None:
+        rows = self._all("SELECT name, spelling FROM config WHERE digest = :digest", {"digest": digest})
+        return (rows[0]["name"], rows[0]["spelling"]) if rows else None
+
+    def put_evidence(self, record: Record) -> bool:
+        def put(connection: sqlite3.Connection) -> bool:
+            kept = connection.execute("SELECT name FROM config WHERE digest = ?", (record.digest,)).fetchone()
+            if kept is None or kept["name"] != record.config:
+                raise refusals.evidence_of_nothing(record)
+            added = connection.execute(
+                "INSERT INTO evidence "
+                "(id, config, digest, policy, verdict, finished_at_ms, signed_by, envelope) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                (
+                    record.id,
+                    record.config,
+                    record.digest,
+                    record.policy,
+                    record.verdict,
+                    _ms(record.finished_at),
+                    record.signed_by,
+                    record.envelope,
+                ),
+            )
+            if added.rowcount == 0:
+                return False
+            connection.executemany(
+                "INSERT INTO admission (evidence, environment, valid_until_ms) VALUES (?, ?, ?)",
+                [(record.id, name, _ms(until)) for name, until in record.admitted_until.items()],
+            )
+            return True
+
+        return self._write(put)
+
+    def evidence(self, config: str, digest: str = "", *, limit: int = 100) -> tuple[Record, ...]:
+        def read(connection: sqlite3.Connection) -> tuple[Record, ...]:
+            rows = connection.execute(
+                "SELECT * FROM evidence WHERE config = ? AND ? IN ('', digest) "
+                "ORDER BY finished_at_ms DESC, id LIMIT ?",
+                (config, digest, limit),
+            ).fetchall()
+            return tuple(_record(row, _admissions(connection, row["id"])) for row in rows)
+
+        return self._read(read)
+
+    # --- Leases ---------------------------------------------------------------------------------
+
+    def acquire(self, config: str, environment: str, owner: str, ttl: timedelta = LEASE_TTL) -> Lease:
+        values = {
+            "config": config,
+            "environment": environment,
+            "owner": owner,
+            "ttl_ms": _span_ms(ttl),
+            "max_ms": _span_ms(LEASE_MAX),
+        }
+
+        def take(connection: sqlite3.Connection) -> Lease:
+            known = connection.execute("SELECT 1 FROM environment WHERE name = ?", (environment,)).fetchone()
+            if known is None:
+                raise refusals.no_environment(environment)
+            row = _first(connection.execute(_ACQUIRE, values))
+            if row is not None:
+                return _lease(row)
+            holder = _one(connection, config, environment)
+            assert holder is not None, "a lease that could not be taken is held in a row"
+            raise refusals.held(_deployment(holder), self._now())
+
+        return self._write(take)
+
+    def renew(self, lease: Lease, ttl: timedelta = LEASE_TTL) -> Lease:
+        def hold(connection: sqlite3.Connection) -> Lease:
+            row = _first(connection.execute(_RENEW, _of_lease(lease) | {"ttl_ms": _span_ms(ttl)}))
+            if row is None:
+                raise refusals.lost(
+                    lease, _maybe_deployment(_one(connection, lease.config, lease.environment))
+                )
+            return _lease(row)
+
+        return self._write(hold)
+
+    def release(self, lease: Lease) -> None:
+        self._run(_RELEASE, _of_lease(lease))
+
+    # --- Moves ----------------------------------------------------------------------------------
+
+    def move(self, move: Move) -> Moved:
+        values = {
+            "config": move.config,
+            "environment": move.environment,
+            "kind": move.kind.value,
+            "digest": move.digest,
+            "weight_bp": move.weight_bp,
+            "salt": move.salt,
+            "expected": move.expected,
+            "fence": move.fence,
+            "policy": move.policy,
+            "adopt_policy": move.adopt_policy,
+            "actor": move.actor,
+            "reason": move.reason,
+            "key": move.key,
+        }
+        statement = _ROLLBACK if move.kind is Kind.ROLLBACK else _FORWARD
+        with self._lock:
+            row = self._alone(lambda connection: _first(connection.execute(statement, values)))
+            if row is not None:
+                return Moved(deployment=_deployment(row))
+            return self._read(lambda connection: self._refused(connection, move))
+
+    def _refused(self, connection: sqlite3.Connection, move: Move) -> Moved:
+        """The answer to a move that changed nothing: it had been made before, or why it was not made."""
+        place = {"config": move.config, "environment": move.environment}
+        found = _one(connection, move.config, move.environment)
+        same_key = connection.execute(
+            "SELECT * FROM history WHERE config = :config AND environment = :environment "
+            "AND idempotency_key = :key",
+            place | {"key": move.key},
+        ).fetchone()
+        made = _event(same_key) if same_key else None
+        if made is not None and found is not None and refusals.is_replay(move, made):
+            return Moved(deployment=refusals.as_it_was(made, _deployment(found)), replayed=True)
+        after = connection.execute(
+            "SELECT after FROM environment WHERE name = :environment", place
+        ).fetchone()
+        records = connection.execute(
+            "SELECT * FROM evidence WHERE config = ? AND digest = ? ORDER BY finished_at_ms",
+            (move.config, move.digest),
+        ).fetchall()
+        baselines = connection.execute(
+            "SELECT DISTINCT baseline FROM history WHERE config = :config AND environment = :environment",
+            place,
+        ).fetchall()
+        known = connection.execute(
+            "SELECT 1 FROM config WHERE digest = ? AND name = ?", (move.digest, move.config)
+        ).fetchone()
+        facts = Facts(
+            deployment=_maybe_deployment(found),
+            known=known is not None,
+            same_key=made,
+            records=[_record(each, _admissions(connection, each["id"])) for each in records],
+            after=after["after"] if after else "",
+            before=_maybe_deployment(_one(connection, move.config, after["after"] if after else "")),
+            baselines={each["baseline"] for each in baselines},
+            now=self._now(),
+        )
+        raise refusals.why(move, facts)
+
+    def deployments(self, environment: str = "", config: str = "") -> tuple[Deployment, ...]:
+        rows = self._all(_DEPLOYMENTS, {"environment": environment, "config": config})
+        return tuple(_deployment(row) for row in rows)
+
+    def history(
+        self, config: str, environment: str, *, after: int = 0, limit: int = ROWS_MAX
+    ) -> tuple[Event, ...]:
+        rows = self._all(
+            "SELECT * FROM history WHERE config = :config AND environment = :environment "
+            "AND revision > :after ORDER BY revision LIMIT :limit",
+            {"config": config, "environment": environment, "after": after, "limit": limit},
+        )
+        return tuple(_event(row) for row in rows)
+
+    # --- The reading side -----------------------------------------------------------------------
+
+    def serving(self, environment: str, known: Collection[str] = ()) -> Serving:
+        def read(connection: sqlite3.Connection) -> Serving:
+            connection.execute("BEGIN")  # one snapshot for both reads
+            try:
+                rows = connection.execute(_SERVED, {"environment": environment}).fetchall()
+                deployments = tuple(_deployment(row) for row in rows)
+                wanted = {each for row in deployments for each in (row.baseline, row.candidate) if each}
+                found = [
+                    connection.execute(_CONFIG_AND_PRICE, (digest,)).fetchone()
+                    for digest in sorted(wanted - set(known))
+                ]
+            finally:
+                connection.execute("COMMIT")
+            kept = [row for row in found if row is not None]
+            return Serving(
+                environment=environment,
+                deployments=deployments,
+                configs={row["digest"]: row["spelling"] for row in kept},
+                prices={
+                    row["digest"]: Price.from_json(json.loads(row["body"])) for row in kept if row["body"]
+                },
+            )
+
+        return self._read(read)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[SqliteWatcher]:
+        with self._translated():
+            watcher = SqliteWatcher(self, self._connect(create=False), self._poll_s)
+        try:
+            yield watcher
+        finally:
+            watcher.close()
+
+    def acknowledge(
+        self, instance: str, name: str, environment: str, served: Sequence[Acknowledgement]
+    ) -> None:
+        def put(connection: sqlite3.Connection) -> None:
+            kept = [each.config for each in served]
+            connection.execute(
+                "DELETE FROM instance WHERE seen_at_ms < now_ms() - :gone_ms "
+                "OR (id = :id AND config NOT IN (SELECT value FROM json_each(:kept)))",
+                {"gone_ms": 10 * _span_ms(INSTANCE_TTL), "id": instance, "kept": json.dumps(kept)},
+            )
+            connection.executemany(
+                _ACKNOWLEDGE,
+                [
+                    {
+                        "id": instance,
+                        "name": name,
+                        "environment": environment,
+                        "config": each.config,
+                        "revision": each.revision,
+                        "age_ms": each.age_ms,
+                        "refused": each.refused,
+                        "reason": each.reason,
+                    }
+                    for each in served
+                ],
+            )
+
+        self._write(put)
+
+    def leave(self, instance: str) -> None:
+        self._run("DELETE FROM instance WHERE id = :id", {"id": instance})
+
+    def instances(self, environment: str = "", config: str = "") -> tuple[Instance, ...]:
+        rows = self._all(
+            "SELECT * FROM instance WHERE :environment IN ('', environment) AND :config IN ('', config) "
+            "AND seen_at_ms >= now_ms() - :ttl_ms ORDER BY config, environment, name, id LIMIT :limit",
+            {
+                "environment": environment,
+                "config": config,
+                "ttl_ms": _span_ms(INSTANCE_TTL),
+                "limit": ROWS_MAX,
+            },
+        )
+        return tuple(_instance(row) for row in rows)
+
+    # --- Tallies --------------------------------------------------------------------------------
+
+    def add_tallies(self, instance: str, first: int, tallies: Sequence[Tally]) -> None:
+        rows = [
+            (instance, number, each.config, each.environment, each.start_ms, json.dumps(each.to_json()))
+            for number, each in enumerate(tallies, start=first)
+        ]
+
+        def add(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT INTO tally (instance, number, config, environment, start_ms, body) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (instance, number) DO NOTHING",
+                rows,
+            )
+            if random.random() < 0.001:  # somebody has to, and rarely is enough
+                connection.execute(
+                    "DELETE FROM tally WHERE start_ms < now_ms() - ?", (_span_ms(TALLIES_KEPT),)
+                )
+
+        self._write(add)
+
+    def tallies(
+        self, config: str, environment: str, *, since_ms: int = 0, until_ms: int = 2**62
+    ) -> Iterator[Tally]:
+        at: tuple[int, str, int] = (since_ms, "", -1)
+        while True:
+            rows = self._all(
+                "SELECT start_ms, instance, number, body FROM tally "
+                "WHERE config = :config AND environment = :environment AND start_ms < :until "
+                "AND (start_ms, instance, number) > (:start_ms, :instance, :number) "
+                "ORDER BY start_ms, instance, number LIMIT :limit",
+                {
+                    "config": config,
+                    "environment": environment,
+                    "until": until_ms,
+                    "start_ms": at[0],
+                    "instance": at[1],
+                    "number": at[2],
+                    "limit": ROWS_MAX,
+                },
+            )
+            for row in rows:
+                yield Tally.from_json(json.loads(row["body"]))
+            if len(rows) < ROWS_MAX:
+                return
+            at = (rows[-1]["start_ms"], rows[-1]["instance"], rows[-1]["number"])
+
+    # --- Tokens ---------------------------------------------------------------------------------
+
+    def put_token(self, token: Token) -> None:
+        self._run(
+            "INSERT INTO token (id, name, secret_hash, scopes, created_at_ms, created_by) "
+            "VALUES (:id, :name, :secret_hash, :scopes, :created_at_ms, :created_by)",
+            {
+                "id": token.id,
+                "name": token.name,
+                "secret_hash": token.secret_hash,
+                "scopes": " ".join(sorted(token.scopes)),
+                "created_at_ms": _ms(token.created_at),
+                "created_by": token.created_by,
+            },
+        )
+
+    def tokens(self) -> tuple[Token, ...]:
+        rows = self._all("SELECT * FROM token ORDER BY created_at_ms, id LIMIT :limit", {"limit": ROWS_MAX})
+        return tuple(_token(row) for row in rows)
+
+    def token(self, id: str) -> Token | None:
+        rows = self._all("SELECT * FROM token WHERE id = :id", {"id": id})
+        return _token(rows[0]) if rows else None
+
+    def revoke_token(self, id: str) -> bool:
+        revoked = self._run(
+            "UPDATE token SET revoked_at_ms = now_ms() WHERE id = :id AND revoked_at_ms = 0", {"id": id}
+        )
+        return revoked == 1
+
+    # --- Notifications --------------------------------------------------------------------------
+
+    def outbox(self, limit: int = ROWS_MAX) -> tuple[Event, ...]:
+        rows = self._all(
+            "SELECT history.* FROM outbox JOIN history USING (config, environment, revision) "
+            "ORDER BY at_ms, config, environment, revision LIMIT :limit",
+            {"limit": limit},
+        )
+        return tuple(_event(row) for row in rows)
+
+    def told(self, event: Event) -> None:
+        self._run(
+            "DELETE FROM outbox "
+            "WHERE config = :config AND environment = :environment AND revision = :revision",
+            {"config": event.config, "environment": event.environment, "revision": event.revision},
+        )
+
+    # --- Connections ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _all(self, statement: str, values: _Values) -> list[_Row]:
+        return self._read(lambda connection: connection.execute(statement, values).fetchall())
+
+    def _run(self, statement: str, values: _Values) -> int:
+        """Make one change; how many rows it changed."""
+        return self._alone(lambda connection: connection.execute(statement, values).rowcount)
+
+    def _read(self, read: Callable[[sqlite3.Connection], _T]) -> _T:
+        with self._lock, self._translated():
+            return _patiently(lambda: read(self._open()))
+
+    def _alone(self, write: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Make one statement: a transaction by itself."""
+        with self._lock, self._translated():
+            made = _patiently(lambda: write(self._open()))
+            self._checkpoint_sometimes()
+            return made
+
+    def _write(self, write: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Make some statements, in one transaction."""
+
+        def transact() -> _T:
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                made = write(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return made
+
+        return self._alone(lambda _: transact())
+
+    def _open(self, *, create: bool = False) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._connect(create=create)
+            _open_stores.add(self)
+        return self._connection
+
+    def _connect(self, *, create: bool) -> sqlite3.Connection:
+        if not create and not self.path.exists():
+            raise StoreUnavailable(f"there is no store at {self.path}", hint="deploy-gates store upgrade")
+        connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        try:
+            connection.row_factory = sqlite3.Row
+            connection.create_function("now_ms", 0, lambda: _ms(self._now()))
+            connection.create_function("sha256", 1, _sha256, deterministic=True)
+            connection.create_function("netstrings", -1, netstrings, deterministic=True)
+            for setting in (
+                "foreign_keys = ON",
+                f"synchronous = {'FULL' if self._durable else 'NORMAL'}",
+                "wal_autocheckpoint = 0",
+            ):
+                connection.execute(f"PRAGMA {setting}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _checkpoint_sometimes(self) -> None:
+        self._writes += 1
+        if self._writes % 64:
+            return
+        log = self.path.with_name(f"{self.path.name}-wal")
+        with contextlib.suppress(OSError, sqlite3.OperationalError):  # another time, then
+            if log.stat().st_size > WAL_MAX_BYTES:
+                with self.path.with_name(f"{self.path.name}-checkpoint").open("w") as only_one:
+                    fcntl.flock(only_one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise _translated(error, self.path) from error
+
+    def _after_fork(self) -> None:
+        """In a child: what the parent opened is the parent's, and closing it here would drop its locks."""
+        _abandoned.append(self._connection)
+        self._lock = threading.RLock()
+        self._connection = None
+
+
+class SqliteWatcher:
+    """Asks the file whether it has changed, every few milliseconds.
+
+    A watcher of the file system would wake too early: the log is written before what it says can be read.
+    """
+
+    def __init__(self, store: SqliteStore, connection: sqlite3.Connection, poll_s: float) -> None:
+        self._store = store
+        self._connection = connection
+        self._poll_s = poll_s
+        self._woken = threading.Event()
+        self._process = os.getpid()
+        self._seen = self._version()
+
+    def wait(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            version = self._version()
+            if version != self._seen:
+                self._seen = version
+                return True
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            if self._woken.wait(min(self._poll_s, left_s)):
+                self._woken.clear()
+                return False
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        if self._process == os.getpid():
+            self._connection.close()
+        else:
+            _abandoned.append(self._connection)
+
+    def _version(self) -> int:
+        try:
+            if not self._store.path.exists():  # an open file outlives its name
+                raise StoreUnavailable(f"the store at {self._store.path} is gone")
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise _translated(error, self._store.path) from error
+
+
+_open_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_abandoned: list[sqlite3.Connection | None] = []
+
+
+def _forget_connections() -> None:
+    for store in list(_open_stores):
+        store._after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_connections)
+
+
+# --- Statements ---------------------------------------------------------------------------------
+
+_ACQUIRE = """
+INSERT INTO deployment AS d (config, environment, owner, fence, lease_until_ms)
+VALUES (:config, :environment, :owner, 1, now_ms() + :ttl_ms)
+ON CONFLICT (config, environment) DO UPDATE
+SET owner = :owner, fence = d.fence + 1, lease_until_ms = now_ms() + :ttl_ms
+WHERE d.lease_until_ms <= now_ms()
+    OR d.lease_until_ms > now_ms() + :max_ms -- given before the clock was set back
+    OR d.owner = :owner
+RETURNING *
+"""
+
+_RENEW = """
+UPDATE deployment SET lease_until_ms = now_ms() + :ttl_ms
+WHERE config = :config AND environment = :environment AND fence = :fence AND lease_until_ms > now_ms()
+RETURNING *
+"""
+
+_RELEASE = """
+UPDATE deployment SET lease_until_ms = 0
+WHERE config = :config AND environment = :environment AND fence = :fence
+"""
+
+_FORWARD = """
+UPDATE deployment AS d
+SET revision = d.revision + 1,
+    kind = :kind,
+    baseline = CASE :kind WHEN 'canary' THEN d.baseline ELSE :digest END,
+    candidate = CASE :kind WHEN 'canary' THEN :digest ELSE '' END,
+    weight_bp = CASE :kind WHEN 'canary' THEN :weight_bp ELSE 0 END,
+    salt = CASE WHEN :kind <> 'canary' THEN '' WHEN d.candidate = :digest THEN d.salt ELSE :salt END,
+    policy = :policy,
+    evidence = opening.id,
+    actor = :actor,
+    reason = :reason,
+    idempotency_key = :key,
+    changed_at_ms = max(now_ms(), d.changed_at_ms)
+FROM (
+    SELECT e.id
+    FROM evidence AS e JOIN admission AS a ON a.evidence = e.id
+    WHERE e.config = :config AND e.digest = :digest AND e.policy = :policy
+        AND e.verdict = 'pass' AND e.revoked_by = ''
+        AND a.environment = :environment AND a.valid_until_ms > now_ms()
+    ORDER BY e.finished_at_ms DESC, e.id
+    LIMIT 1
+) AS opening
+WHERE d.config = :config AND d.environment = :environment
+    AND d.revision = :expected AND d.fence = :fence AND d.lease_until_ms > now_ms()
+    AND (:adopt_policy OR d.policy IN ('', :policy))
+    AND d.candidate IN ('', :digest) AND d.baseline <> :digest
+    AND (:kind <> 'canary' OR (d.baseline <> '' AND :weight_bp BETWEEN 1 AND 9999))
+    AND (d.candidate = :digest
+        OR EXISTS (SELECT 1 FROM environment WHERE name = :environment AND after = '')
+        OR EXISTS (SELECT 1 FROM environment AS here
+                   JOIN deployment AS before ON before.environment = here.after AND before.config = :config
+                   WHERE here.name = :environment AND before.baseline = :digest))
+    AND NOT EXISTS (SELECT 1 FROM history AS h WHERE h.config = :config AND h.environment = :environment
+                    AND h.idempotency_key = :key)
+RETURNING *
+"""
+
+_ROLLBACK = """
+UPDATE deployment AS d
+SET revision = d.revision + 1,
+    kind = 'rollback',
+    baseline = :digest,
+    candidate = '',
+    weight_bp = 0,
+    salt = '',
+    evidence = (SELECT h.evidence FROM history AS h
+                WHERE h.config = :config AND h.environment = :environment AND h.baseline = :digest
+                    AND h.kind = 'promote'
+                ORDER BY h.revision DESC LIMIT 1),
+    actor = :actor,
+    reason = :reason,
+    idempotency_key = :key,
+    changed_at_ms = max(now_ms(), d.changed_at_ms),
+    owner = '',
+    fence = d.fence + 1,
+    lease_until_ms = 0
+WHERE d.config = :config AND d.environment = :environment AND d.revision = :expected
+    AND (d.candidate <> '' OR d.baseline <> :digest)
+    AND EXISTS (SELECT 1 FROM history AS h WHERE h.config = :config AND h.environment = :environment
+                AND h.baseline = :digest)
+    AND NOT EXISTS (SELECT 1 FROM history AS h WHERE h.config = :config AND h.environment = :environment
+                    AND h.idempotency_key = :key)
+RETURNING *
+"""
+
+_DEPLOYMENTS = """
+WITH RECURSIVE travel (name, stop) AS (
+    SELECT name, 1 FROM environment WHERE after = ''
+    UNION ALL
+    SELECT environment.name, stop + 1 FROM environment JOIN travel ON environment.after = travel.name
+)
+SELECT deployment.* FROM deployment JOIN travel ON travel.name = environment
+WHERE :environment IN ('', environment) AND :config IN ('', config)
+ORDER BY config, stop, environment
+"""
+
+_SERVED = "SELECT * FROM deployment WHERE environment = :environment AND revision > 0 ORDER BY config"
+
+_CONFIG_AND_PRICE = """
+SELECT config.digest, spelling, coalesce(price.body, '') AS body
+FROM config LEFT JOIN price USING (digest)
+WHERE config.digest = ?
+"""
+
+_ACKNOWLEDGE = """
+INSERT INTO instance (id, name, environment, config, revision, serving_since_ms, refused, reason, seen_at_ms)
+VALUES (:id, :name, :environment, :config, :revision, now_ms() - :age_ms, :refused, :reason, now_ms())
+ON CONFLICT (id, config) DO UPDATE
+SET serving_since_ms
+        = CASE revision WHEN excluded.revision THEN serving_since_ms ELSE excluded.serving_since_ms END,
+    name = excluded.name,
+    environment = excluded.environment,
+    revision = excluded.revision,
+    refused = excluded.refused,
+    reason = excluded.reason,
+    seen_at_ms = excluded.seen_at_ms
+"""
+
+
+# --- Rows and values ----------------------------------------------------------------------------
+
+_T = TypeVar("_T")
+
+
+def _patiently(attempt: Callable[[], _T]) -> _T:
+    """Try until the file is not busy; `sqlite3.OperationalError` after `BUSY_MAX_S`."""
+    deadline = time.monotonic() + BUSY_MAX_S
+    pause_s = 0.0005
+    while True:
+        try:
+            return attempt()
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(pause_s / 5, pause_s))
+        pause_s = min(pause_s * 1.2, 0.005)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _translated(error: sqlite3.Error | OSError, path: Path) -> StoreError:
+    if isinstance(error, OSError):
+        return StoreUnavailable(f"the store at {path} cannot be used: {error.strerror or error}")
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreUnavailable(
+            f"the store at {path} was busy for {BUSY_MAX_S:.0f} s, and nothing was changed", hint="try again"
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnavailable(f"the disk with the store at {path} is full, and nothing was changed")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return StoreError(
+            f"{path} is damaged or no SQLite file: {error}",
+            hint="restore it from a copy; clients go on serving",
+        )
+    if code == sqlite3.SQLITE_CONSTRAINT:
+        return StoreError(f"the store at {path} does not allow that: {error}")
+    if "no such table" in str(error):
+        return StoreError(f"the store at {path} has no tables yet", hint="deploy-gates store upgrade")
+    return StoreUnavailable(f"the store at {path} cannot be used: {error}")
+
+
+def _migrations() -> list[str]:
+    """The numbered files, the first one first."""
+    folder = resources.files("deploy_gates.store").joinpath("schema/sqlite")
+    names = sorted(each.name for each in folder.iterdir() if each.name.endswith(".sql"))
+    return [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    exists = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'migration'").fetchone()
+    if exists is None:
+        return 0
+    return int(connection.execute("SELECT coalesce(max(version), 0) FROM migration").fetchone()[0])
+
+
+def _check_not_newer(version: int, known: int, url: str) -> None:
+    if version > known:
+        raise StoreError(
+            f"the tables of {url} are of version {version}, and this program knows them up to {known}",
+            hint="install a newer pytest-deploy-gates; nothing was changed",
+        )
+
+
+def _sha256(value: bytes | str) -> str:
+    return hashlib.sha256(value.encode() if isinstance(value, str) else value).hexdigest()
+
+
+def _first(cursor: sqlite3.Cursor) -> _Row | None:
+    rows: list[_Row] = cursor.fetchall()  # to the end: a statement that is not finished is not committed
+    return rows[0] if rows else None
+
+
+def _one(connection: sqlite3.Connection, config: str, environment: str) -> _Row | None:
+    row: _Row | None = connection.execute(
+        "SELECT * FROM deployment WHERE config = ? AND environment = ?", (config, environment)
+    ).fetchone()
+    return row
+
+
+def _admissions(connection: sqlite3.Connection, id: str) -> dict[str, datetime]:
+    rows = connection.execute("SELECT environment, valid_until_ms FROM admission WHERE evidence = ?", (id,))
+    return {row["environment"]: _time(row["valid_until_ms"]) for row in rows.fetchall()}
+
+
+def _deployment(row: _Row) -> Deployment:
+    return Deployment(
+        config=row["config"],
+        environment=row["environment"],
+        revision=row["revision"],
+        kind=Kind(row["kind"]) if row["kind"] else None,
+        baseline=row["baseline"],
+        candidate=row["candidate"],
+        weight_bp=row["weight_bp"],
+        salt=row["salt"],
+        policy=row["policy"],
+        evidence=row["evidence"],
+        actor=row["actor"],
+        reason=row["reason"],
+        changed_at=_time(row["changed_at_ms"]) if row["revision"] else None,
+        owner=row["owner"],
+        fence=row["fence"],
+        lease_until=_time(row["lease_until_ms"]) if row["lease_until_ms"] else None,
+    )
+
+
+def _maybe_deployment(row: _Row | None) -> Deployment | None:
+    return None if row is None else _deployment(row)
+
+
+def _lease(row: _Row) -> Lease:
+    return Lease(
+        config=row["config"],
+        environment=row["environment"],
+        owner=row["owner"],
+        fence=row["fence"],
+        until=_time(row["lease_until_ms"]),
+        revision=row["revision"],
+    )
+
+
+def _of_lease(lease: Lease) -> dict[str, object]:
+    return {"config": lease.config, "environment": lease.environment, "fence": lease.fence}
+
+
+def _event(row: _Row) -> Event:
+    return Event(
+        config=row["config"],
+        environment=row["environment"],
+        revision=row["revision"],
+        kind=row["kind"],
+        baseline=row["baseline"],
+        candidate=row["candidate"],
+        weight_bp=row["weight_bp"],
+        salt=row["salt"],
+        policy=row["policy"],
+        evidence=row["evidence"],
+        fence=row["fence"],
+        actor=row["actor"],
+        reason=row["reason"],
+        key=row["idempotency_key"],
+        at_ms=row["at_ms"],
+        previous=row["previous"],
+        hash=row["hash"],
+    )
+
+
+def _record(row: _Row, admitted_until: Mapping[str, datetime]) -> Record:
+    return Record(
+        id=row["id"],
+        config=row["config"],
+        digest=row["digest"],
+        policy=row["policy"],
+        verdict=row["verdict"],
+        finished_at=_time(row["finished_at_ms"]),
+        admitted_until=admitted_until,
+        envelope=row["envelope"],
+        signed_by=row["signed_by"],
+        revoked_by=row["revoked_by"],
+    )
+
+
+def _instance(row: _Row) -> Instance:
+    return Instance(
+        id=row["id"],
+        name=row["name"],
+        environment=row["environment"],
+        config=row["config"],
+        revision=row["revision"],
+        serving_since=_time(row["serving_since_ms"]),
+        refused=row["refused"],
+        reason=row["reason"],
+        seen_at=_time(row["seen_at_ms"]),
+    )
+
+
+def _token(row: _Row) -> Token:
+    return Token(
+        id=row["id"],
+        name=row["name"],
+        secret_hash=row["secret_hash"],
+        scopes=frozenset(Scope(each) for each in row["scopes"].split()),
+        created_at=_time(row["created_at_ms"]),
+        created_by=row["created_by"],
+        revoked_at=_time(row["revoked_at_ms"]) if row["revoked_at_ms"] else None,
+    )
+
+
+def _ms(time: datetime) -> int:
+    return int(time.timestamp() * 1000)
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _span_ms(span: timedelta) -> int:
+    return int(span / timedelta(milliseconds=1))
