@@ -30,6 +30,8 @@ SIGNIFICANT_DIGITS = 9
 ANSWERS_MAX_AGE: Mapping[str, timedelta] = {"production": timedelta(days=7)}
 """How old the oldest answer may be; an environment that is not named takes any age."""
 
+FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
@@ -204,6 +206,27 @@ def admits(
             refusals.append(f"{result.gate} was skipped")
     refusals += _too_old(evidence.answers, environment, now, answers_max_age.get(environment))
     return Admission(environment=environment, refusals=tuple(refusals))
+
+
+def admitted_until(
+    evidence: Evidence,
+    *,
+    environment: str,
+    policy: Policy | None,
+    answers_max_age: Mapping[str, timedelta] = ANSWERS_MAX_AGE,
+) -> datetime | None:
+    """Until when `evidence` opens an environment to its digest; `None`: it does not.
+
+    Without the `policy` nobody knows which gates may be skipped, so none may.
+    """
+    optional = frozenset() if policy is None else policy.optional
+    for result in evidence.gates:
+        if result.blocks or (result.verdict is Verdict.SKIP and result.gate not in optional):
+            return None
+    limit = answers_max_age.get(environment)
+    if limit is None or not (evidence.answers.recorded or evidence.answers.oldest):
+        return FOREVER
+    return None if evidence.answers.oldest is None else evidence.answers.oldest + limit
 
 
 def settled(value: Json) -> Json:

@@ -254,6 +254,8 @@ class Acknowledgement:
     """The revision it serves; 0 if it serves none."""
     age_ms: int
     """For how long it has served that."""
+    reloaded: bool = False
+    """It served something else before, or nothing: how soon it followed can be told. False: it started so."""
     refused: int = 0
     """A newer revision that it cannot serve."""
     reason: str = ""
@@ -270,6 +272,7 @@ class Instance:
     config: str
     revision: int
     serving_since: datetime
+    reloaded: bool
     refused: int
     reason: str
     seen_at: datetime

@@ -357,6 +357,7 @@ class SqliteStore:
                         "config": each.config,
                         "revision": each.revision,
                         "age_ms": each.age_ms,
+                        "reloaded": each.reloaded,
                         "refused": each.refused,
                         "reason": each.reason,
                     }
@@ -740,14 +741,16 @@ WHERE config.digest = ?
 """
 
 _ACKNOWLEDGE = """
-INSERT INTO instance (id, name, environment, config, revision, serving_since_ms, refused, reason, seen_at_ms)
-VALUES (:id, :name, :environment, :config, :revision, now_ms() - :age_ms, :refused, :reason, now_ms())
+INSERT INTO instance
+    (id, name, environment, config, revision, serving_since_ms, reloaded, refused, reason, seen_at_ms)
+VALUES (:id, :name, :environment, :config, :revision, now_ms() - :age_ms, :reloaded, :refused, :reason, now_ms())
 ON CONFLICT (id, config) DO UPDATE
 SET serving_since_ms
         = CASE revision WHEN excluded.revision THEN serving_since_ms ELSE excluded.serving_since_ms END,
     name = excluded.name,
     environment = excluded.environment,
     revision = excluded.revision,
+    reloaded = excluded.reloaded,
     refused = excluded.refused,
     reason = excluded.reason,
     seen_at_ms = excluded.seen_at_ms
@@ -936,6 +939,7 @@ def _instance(row: _Row) -> Instance:
         config=row["config"],
         revision=row["revision"],
         serving_since=_time(row["serving_since_ms"]),
+        reloaded=bool(row["reloaded"]),
         refused=row["refused"],
         reason=row["reason"],
         seen_at=_time(row["seen_at_ms"]),

@@ -232,6 +232,7 @@ CREATE TABLE instance (
     config           TEXT NOT NULL,
     revision         INTEGER NOT NULL,
     serving_since_ms INTEGER NOT NULL,
+    reloaded         INTEGER NOT NULL, -- 1: it served something else before; 0: it started with this revision
     refused          INTEGER NOT NULL,
     reason           TEXT NOT NULL,
     seen_at_ms       INTEGER NOT NULL,

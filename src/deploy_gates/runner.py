@@ -1,0 +1,239 @@
+"""Carrying one config into one environment: keep it, keep its evidence, take the lease, make the move."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from deploy_gates import envelope
+from deploy_gates.core import evidence as evidences
+from deploy_gates.core.canonical import digest
+from deploy_gates.core.config import ENVIRONMENTS
+from deploy_gates.core.cost import Price
+from deploy_gates.core.errors import Refusal, Refused
+from deploy_gates.core.policy import Policy
+from deploy_gates.core.promotion import (
+    Deployment,
+    Event,
+    Instance,
+    Kind,
+    Move,
+    Moved,
+    Record,
+    served_before,
+    verified,
+)
+from deploy_gates.envelope import PublicKey
+from deploy_gates.store import ROWS_MAX, Store
+
+ATTEMPTS_MAX = 5
+"""How often a rollback tries again because the environment was moved meanwhile."""
+
+
+def keep(store: Store, name: str, spelling: bytes, price: Price | None = None) -> str:
+    """Have the store keep a config and what a call of it costs; returns the digest."""
+    return store.put_config(name, spelling, price)
+
+
+def admit(
+    store: Store,
+    enclosed: bytes,
+    *,
+    keys: Sequence[PublicKey] = (),
+    require_signature: bool = False,
+    policy: Policy | None = None,
+) -> Record:
+    """Verify evidence and have the store keep it, with the environments it opens.
+
+    `EnvelopeError` for evidence that cannot be trusted, `Refused` for that of a config nobody kept. Evidence
+    that fails is kept as well: it revokes what passed before.
+    """
+    found = envelope.verify(enclosed, keys, require_signature=require_signature)
+    evidence = found.evidence
+    opens = {
+        name: until
+        for name in ENVIRONMENTS
+        if (until := evidences.admitted_until(evidence, environment=name, policy=policy)) is not None
+    }
+    record = Record(
+        id=digest(evidence.to_statement()),
+        config=evidence.config,
+        digest=evidence.digest,
+        policy=evidence.provenance.policy_digest,
+        verdict=evidence.verdict.value,
+        finished_at=evidence.provenance.finished_at,
+        admitted_until=opens,
+        envelope=enclosed,
+        signed_by=found.signed_by or "",
+    )
+    store.put_evidence(record)
+    return record
+
+
+def promote(
+    store: Store,
+    *,
+    config: str,
+    environment: str,
+    digest: str,
+    policy: str,
+    actor: str,
+    reason: str,
+    weight_bp: int | None = None,
+    key: str = "",
+    expected: int | None = None,
+    adopt_policy: bool = False,
+) -> Moved:
+    """Bring a digest into an environment: to everybody, or with `weight_bp` to a share, as a canary.
+
+    `policy` is the digest of the policy that its evidence has to be under. `Refused` says why not. The same
+    `key` makes the same move once.
+    """
+    lease = store.acquire(config, environment, owner(actor))
+    try:
+        return store.move(
+            Move(
+                config=config,
+                environment=environment,
+                kind=Kind.PROMOTE if weight_bp is None else Kind.CANARY,
+                digest=digest,
+                weight_bp=weight_bp or 0,
+                salt="" if weight_bp is None else secrets.token_hex(8),
+                expected=lease.revision if expected is None else expected,
+                fence=lease.fence,
+                policy=policy,
+                adopt_policy=adopt_policy,
+                actor=actor,
+                reason=reason,
+                key=key or secrets.token_hex(16),
+            )
+        )
+    finally:
+        store.release(lease)
+
+
+def rollback(
+    store: Store,
+    *,
+    config: str,
+    environment: str,
+    actor: str,
+    reason: str,
+    digest: str = "",
+    key: str = "",
+    expected: int | None = None,
+) -> Moved:
+    """End the canary; where none runs, bring back what was served before, or the `digest` named.
+
+    It waits for no lease, takes the environment from whoever moves it, and needs no evidence: what it brings
+    back was served here before. `Refused` where there is nothing to go back to.
+    """
+    key = key or secrets.token_hex(16)
+    first = _standing(store, config, environment)
+    found = first
+    for _ in range(ATTEMPTS_MAX):
+        try:
+            return store.move(
+                Move(
+                    config=config,
+                    environment=environment,
+                    kind=Kind.ROLLBACK,
+                    digest=digest or _target(store, found),
+                    expected=found.revision if expected is None else expected,
+                    fence=found.fence,
+                    actor=actor,
+                    reason=reason,
+                    key=key,
+                )
+            )
+        except Refused as refused:
+            found = _standing(store, config, environment)
+            is_same = (found.baseline, found.candidate) == (first.baseline, first.candidate)
+            if refused.refusal is not Refusal.REVISION or expected is not None or not is_same:
+                raise
+    raise Refused(Refusal.REVISION, f"{config} in {environment} is being moved too often to be rolled back")
+
+
+def events(store: Store, config: str, environment: str) -> Iterator[Event]:
+    """The whole history of one deployment, oldest first, a page at a time."""
+    after = 0
+    while page := store.history(config, environment, after=after, limit=ROWS_MAX):
+        yield from page
+        after = page[-1].revision
+
+
+def problems(store: Store, deployment: Deployment) -> Iterator[str]:
+    """Everything that is wrong with the history of a deployment, named row by row."""
+    history = list(events(store, deployment.config, deployment.environment))
+    yield from verified(history, deployment.revision)
+    if history and history[-1].revision == deployment.revision:
+        last = history[-1]
+        told = (last.baseline, last.candidate, last.weight_bp, last.salt)
+        if told != (deployment.baseline, deployment.candidate, deployment.weight_bp, deployment.salt):
+            yield (
+                f"{deployment.config} in {deployment.environment} serves something else than "
+                f"r{last.revision} of its history says: the row was edited"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What one environment serves of one config, and who follows."""
+
+    deployment: Deployment
+    instances: tuple[Instance, ...]
+    """Clients that were heard of lately."""
+
+    @property
+    def following(self) -> tuple[Instance, ...]:
+        """Those that serve the current revision."""
+        return tuple(each for each in self.instances if each.revision == self.deployment.revision)
+
+    @property
+    def took(self) -> timedelta | None:
+        """How long after the move the last of them served it; `None`: nobody had to follow."""
+        moved = self.deployment.changed_at
+        delays = [each.serving_since - moved for each in self.following if each.reloaded and moved]
+        return max(max(delays), timedelta()) if delays else None
+
+
+def status(store: Store, *, environment: str = "", config: str = "") -> tuple[Standing, ...]:
+    """What runs where, and which clients have it."""
+    instances = store.instances(environment, config)
+    return tuple(
+        Standing(
+            deployment=each,
+            instances=tuple(
+                one for one in instances if (one.config, one.environment) == (each.config, each.environment)
+            ),
+        )
+        for each in store.deployments(environment, config)
+        if each.revision
+    )
+
+
+def owner(actor: str) -> str:
+    """A name for one runner: no other one has it, wherever it runs."""
+    return f"{actor}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def _standing(store: Store, config: str, environment: str) -> Deployment:
+    found = store.deployments(environment, config)
+    return found[0] if found else Deployment(config=config, environment=environment)
+
+
+def _target(store: Store, deployment: Deployment) -> str:
+    if deployment.candidate or not deployment.revision:
+        return deployment.baseline
+    target = served_before(events(store, deployment.config, deployment.environment))
+    if not target:
+        raise Refused(
+            Refusal.STATE,
+            f"{deployment.config} in {deployment.environment} never served anything but what it serves now: "
+            "there is nothing to go back to",
+        )
+    return target
