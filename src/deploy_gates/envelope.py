@@ -93,7 +93,7 @@ def verify(
     A signature that does not fit is refused also where none is required. With `digest`, the evidence has to
     be for exactly that.
     """
-    name, content = (str(source), _read(source)) if isinstance(source, Path) else ("the envelope", source)
+    name, content = (str(source), read(source)) if isinstance(source, Path) else ("the envelope", source)
     envelope = _parse(content, name)
     payload_type = envelope.get("payloadType")
     if payload_type != PAYLOAD_TYPE:
@@ -147,7 +147,7 @@ def configured_key(root: Path, *, file: str, variable: str, environ: Mapping[str
     if variable and environ.get(variable):
         return private_key(environ[variable].encode(), f"the environment variable {variable}")
     if file:
-        return private_key(_read(root / file, KEY_MAX_BYTES), file)
+        return private_key(read(root / file, KEY_MAX_BYTES), file)
     if variable:
         raise EnvelopeError(
             f"evidence is to be signed with the key in {variable}, which is not set",
@@ -176,7 +176,7 @@ def private_key(pem: bytes, name: str) -> PrivateKey:
 
 def public_keys(root: Path, names: Sequence[str]) -> tuple[PublicKey, ...]:
     """The trusted keys in those PEM files, relative to `root`."""
-    return tuple(public_key(_read(root / name, KEY_MAX_BYTES), name) for name in names)
+    return tuple(public_key(read(root / name, KEY_MAX_BYTES), name) for name in names)
 
 
 def public_key(pem: bytes, name: str) -> PublicKey:
@@ -260,7 +260,8 @@ def _refuse_unsigned(envelope: JsonObject, name: str) -> NoReturn:
     )
 
 
-def _read(path: Path, max_bytes: int = ENVELOPE_MAX_BYTES) -> bytes:
+def read(path: Path, max_bytes: int = ENVELOPE_MAX_BYTES) -> bytes:
+    """The bytes of a file. `EnvelopeError` if it cannot be read, or is too large to be an envelope."""
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)

@@ -149,6 +149,15 @@ def find(root: Path) -> Git | None:
     return Git(root=root, head=head.stdout.decode().strip(), is_shallow=shallow == "true")
 
 
+def subject(root: Path) -> str:
+    """The first line of the last commit's message; empty where there is none, or no `git`."""
+    try:
+        done = _run(root, ("log", "-1", "--format=%s"))
+    except FileNotFoundError:
+        return ""
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
+
+
 def _split(text: str) -> list[str]:
     return [each for each in text.split("\0") if each]
 

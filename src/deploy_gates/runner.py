@@ -6,8 +6,6 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 
 from deploy_gates import envelope
 from deploy_gates.core import evidence as evidences
@@ -19,11 +17,11 @@ from deploy_gates.core.policy import Policy
 from deploy_gates.core.promotion import (
     Deployment,
     Event,
-    Instance,
     Kind,
     Move,
     Moved,
     Record,
+    Standing,
     served_before,
     verified,
 )
@@ -178,27 +176,6 @@ def problems(store: Store, deployment: Deployment) -> Iterator[str]:
                 f"{deployment.config} in {deployment.environment} serves something else than "
                 f"r{last.revision} of its history says: the row was edited"
             )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """What one environment serves of one config, and who follows."""
-
-    deployment: Deployment
-    instances: tuple[Instance, ...]
-    """Clients that were heard of lately."""
-
-    @property
-    def following(self) -> tuple[Instance, ...]:
-        """Those that serve the current revision."""
-        return tuple(each for each in self.instances if each.revision == self.deployment.revision)
-
-    @property
-    def took(self) -> timedelta | None:
-        """How long after the move the last of them served it; `None`: nobody had to follow."""
-        moved = self.deployment.changed_at
-        delays = [each.serving_since - moved for each in self.following if each.reloaded and moved]
-        return max(max(delays), timedelta()) if delays else None
 
 
 def status(store: Store, *, environment: str = "", config: str = "") -> tuple[Standing, ...]:

@@ -28,6 +28,8 @@ class Settings:
 
     policy: Policy = field(default_factory=Policy)
     configs: tuple[str, ...] = ("golden/*/config.yaml",)
+    store: str = ""
+    """A database URL; empty: the default of the store."""
     default_branch: str = ""
     gate_all: bool = False
     environment: str = "development"
@@ -89,6 +91,7 @@ def _settings(raw: Mapping[str, Json]) -> Settings:
     return Settings(
         policy=_policy(raw),
         configs=_strings(raw, "configs") or default.configs,
+        store=str(raw.get("store", "")),
         default_branch=str(raw.get("default_branch", "")),
         gate_all=bool(raw.get("gate_all", False)),
         environment=str(raw.get("environment", default.environment)),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from deploy_gates.core.assignment import WHOLE_BP
+from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.cost import Price
 
 
@@ -53,6 +54,45 @@ class Deployment:
     """The runner that holds the lease or held it last."""
     fence: int = 0
     lease_until: datetime | None = None
+
+    def to_json(self) -> JsonObject:
+        """What everybody may know: the lease is the runners' business."""
+        return {
+            "config": self.config,
+            "environment": self.environment,
+            "revision": self.revision,
+            "kind": self.kind.value if self.kind else "",
+            "baseline": self.baseline,
+            "candidate": self.candidate,
+            "weight_bp": self.weight_bp,
+            "salt": self.salt,
+            "policy": self.policy,
+            "evidence": self.evidence,
+            "actor": self.actor,
+            "reason": self.reason,
+            "changed_at": self.changed_at.isoformat() if self.changed_at else None,
+        }
+
+    @classmethod
+    def from_json(cls, value: Json) -> Deployment:
+        """The deployment written so. `ValueError` for anything else."""
+        raw = value if isinstance(value, dict) else {}
+        changed_at = raw.get("changed_at")
+        return cls(
+            config=_text(raw, "config"),
+            environment=_text(raw, "environment"),
+            revision=_count(raw, "revision"),
+            kind=Kind(_text(raw, "kind")) if raw.get("kind") else None,
+            baseline=_text(raw, "baseline"),
+            candidate=_text(raw, "candidate"),
+            weight_bp=_count(raw, "weight_bp"),
+            salt=_text(raw, "salt"),
+            policy=_text(raw, "policy"),
+            evidence=_text(raw, "evidence"),
+            actor=_text(raw, "actor"),
+            reason=_text(raw, "reason"),
+            changed_at=datetime.fromisoformat(changed_at) if isinstance(changed_at, str) else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +193,31 @@ class Event:
             self.key,
             self.at_ms,
         )
+
+    def to_json(self) -> JsonObject:
+        return {
+            "config": self.config,
+            "environment": self.environment,
+            "revision": self.revision,
+            "kind": self.kind,
+            "baseline": self.baseline,
+            "candidate": self.candidate,
+            "weight_bp": self.weight_bp,
+            "salt": self.salt,
+            "policy": self.policy,
+            "evidence": self.evidence,
+            "fence": self.fence,
+            "actor": self.actor,
+            "reason": self.reason,
+            "key": self.key,
+            "at": self.at.isoformat(),
+            "previous": self.previous,
+            "hash": self.hash,
+        }
+
+    @property
+    def at(self) -> datetime:
+        return datetime.fromtimestamp(self.at_ms / 1000, UTC)
 
     def computed(self) -> str:
         """The hash this event should have."""
@@ -277,6 +342,41 @@ class Instance:
     reason: str
     seen_at: datetime
 
+    def to_json(self) -> JsonObject:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "environment": self.environment,
+            "config": self.config,
+            "revision": self.revision,
+            "serving_since": self.serving_since.isoformat(),
+            "reloaded": self.reloaded,
+            "refused": self.refused,
+            "reason": self.reason,
+            "seen_at": self.seen_at.isoformat(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What one environment serves of one config, and who follows."""
+
+    deployment: Deployment
+    instances: tuple[Instance, ...]
+    """Clients that were heard of lately."""
+
+    @property
+    def following(self) -> tuple[Instance, ...]:
+        """Those that serve the current revision."""
+        return tuple(each for each in self.instances if each.revision == self.deployment.revision)
+
+    @property
+    def took(self) -> timedelta | None:
+        """How long after the move the last of them served it; `None`: nobody had to follow."""
+        moved = self.deployment.changed_at
+        delays = [each.serving_since - moved for each in self.following if each.reloaded and moved]
+        return max(max(delays), timedelta()) if delays else None
+
 
 class Scope(StrEnum):
     """What a token allows."""
@@ -298,3 +398,17 @@ class Token:
     created_at: datetime
     created_by: str
     revoked_at: datetime | None = None
+
+
+def _text(raw: JsonObject, key: str) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"`{key}` is missing or no text")
+    return value
+
+
+def _count(raw: JsonObject, key: str) -> int:
+    value = raw.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"`{key}` is missing or no whole number")
+    return value

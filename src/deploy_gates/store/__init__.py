@@ -82,6 +82,9 @@ class Store(Protocol):
     def check(self) -> None:
         """`StoreError` where the tables are missing, older, or newer than this version knows."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever runs this store should know about it."""
+
     # What is promoted
 
     def put_config(self, name: str, spelling: bytes, price: Price | None = None) -> str:

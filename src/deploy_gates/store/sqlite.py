@@ -62,11 +62,6 @@ _Row: TypeAlias = sqlite3.Row
 _Values: TypeAlias = "Mapping[str, object]"
 
 
-def is_affected() -> bool:
-    """Whether this SQLite has the WAL-reset bug."""
-    return sqlite3.sqlite_version_info < FIXED_IN
-
-
 class SqliteStore:
     """One file. `now` is the clock that leases and history go by."""
 
@@ -119,6 +114,15 @@ class SqliteStore:
                 f"and this program wants {len(_migrations())}",
                 hint="deploy-gates store upgrade",
             )
+
+    def warnings(self) -> tuple[str, ...]:
+        if sqlite3.sqlite_version_info >= FIXED_IN:
+            return ()
+        fixed = ".".join(map(str, FIXED_IN))
+        return (
+            f"SQLite {sqlite3.sqlite_version} has a rare bug that can corrupt a store with several writers, "
+            f"fixed in {fixed}; checkpoints are serialised here to stay clear of it, and PostgreSQL has none",
+        )
 
     # --- What is promoted -----------------------------------------------------------------------
 
@@ -743,7 +747,8 @@ WHERE config.digest = ?
 _ACKNOWLEDGE = """
 INSERT INTO instance
     (id, name, environment, config, revision, serving_since_ms, reloaded, refused, reason, seen_at_ms)
-VALUES (:id, :name, :environment, :config, :revision, now_ms() - :age_ms, :reloaded, :refused, :reason, now_ms())
+VALUES
+    (:id, :name, :environment, :config, :revision, now_ms() - :age_ms, :reloaded, :refused, :reason, now_ms())
 ON CONFLICT (id, config) DO UPDATE
 SET serving_since_ms
         = CASE revision WHEN excluded.revision THEN serving_since_ms ELSE excluded.serving_since_ms END,

@@ -1,65 +1,29 @@
-"""The command `deploy-gates`: one function a subcommand. Data goes to stdout, talk to stderr."""
+"""Commands about the repository: start one, compare, describe, and check evidence."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy_gates import __version__
+from deploy_gates.cli.frame import DONE, Commands, command, group, print_json
 from deploy_gates.core.canonical import Json, short
-from deploy_gates.core.errors import DeployGatesError, EnvelopeError
+from deploy_gates.core.errors import DeployGatesError
 
 if TYPE_CHECKING:
     from deploy_gates.core.config import Case, Snapshot
     from deploy_gates.workspace import Changes
 
-DONE, REFUSED, USAGE = 0, 1, 2
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 refused, 2 usage."""
-    asked = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = asked.run
-    try:
-        return run(asked)
-    except EnvelopeError as error:
-        return _refuse(error, asked.json, REFUSED)
-    except DeployGatesError as error:
-        return _refuse(error, asked.json, USAGE)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-
-
-def _refuse(error: DeployGatesError, as_json: bool, status: int) -> int:
-    if as_json:
-        _print_json({"error": error.message, "hint": error.hint})
-    else:
-        print(f"deploy-gates: {error}", file=sys.stderr)
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="deploy-gates",
-        description="Quality gates for changes to AI model configs.",
-        epilog="The gates themselves run under pytest: pytest --deploy-gates",
-    )
-    parser.add_argument("--version", action="version", version=f"deploy-gates {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    init = _command(commands, "init", _init, "add a config, golden cases, settings, and a CI workflow")
+def add(commands: Commands) -> None:
+    """Add these commands to the parser."""
+    init = command(commands, "init", _init, "add a config, golden cases, settings, and a CI workflow")
     init.add_argument("folder", nargs="?", default=".", help="the repository (default: this folder)")
 
-    diff = _command(commands, "diff", _diff, "tell what changed in each config", "deploy-gates diff main")
+    diff = command(commands, "diff", _diff, "tell what changed in each config", "deploy-gates diff main")
     diff.add_argument(
         "base", nargs="?", default="", help="compare with this commit (default: where HEAD left main)"
     )
@@ -68,18 +32,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     diff.add_argument("--full", action="store_true", help="show changed texts line by line")
 
-    schema = _command(
+    schema = command(
         commands, "schema", _schema, "print a JSON Schema for editors", "deploy-gates schema config"
     )
     schema.add_argument("name", choices=["config", "case", "settings"])
 
-    evidence = commands.add_parser(
+    actions = group(
+        commands,
         "evidence",
-        help="verify evidence, or make a key to sign it with",
-        epilog="example: deploy-gates evidence keygen gates",
+        "verify evidence, or make a key to sign it with",
+        "deploy-gates evidence keygen gates",
     )
-    actions = evidence.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    verify = _command(
+    verify = command(
         actions,
         "verify",
         _verify,
@@ -90,34 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--key", action="append", default=[], metavar="PEM", help="a public key that is trusted; repeatable"
     )
-    keygen = _command(
+    keygen = command(
         actions, "keygen", _keygen, "make an Ed25519 key pair", "deploy-gates evidence keygen gates"
     )
     keygen.add_argument("name", help="NAME.pem is the private key, NAME.pub.pem the public one")
-    return parser
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    help: str,
-    example: str = "",
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog=f"example: {example or f'deploy-gates {name}'}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example that is wrapped cannot be copied
-    )
-    parser.add_argument("--json", action="store_true", help="print data for machines")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _print_json(value: Json) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 # --- init ---------------------------------------------------------------------------------------
@@ -128,7 +68,7 @@ def _init(asked: argparse.Namespace) -> int:
 
     made = scaffold.scaffold(Path(asked.folder))
     if asked.json:
-        _print_json([{"action": each.action, "file": each.file, "about": each.about} for each in made])
+        print_json([{"action": each.action, "file": each.file, "about": each.about} for each in made])
         return DONE
     print()
     for each in made:
@@ -146,7 +86,7 @@ def _diff(asked: argparse.Namespace) -> int:
     root = workspace.find_root(Path.cwd())
     found = workspace.changes(root, settings.load(root), base=asked.base, names=asked.config)
     if asked.json:
-        _print_json(_diff_json(found))
+        print_json(_diff_json(found))
         return DONE
     for line in _diff_lines(found, is_full=asked.full):
         print(line)
@@ -225,7 +165,7 @@ def _cases_lines(baseline: Sequence[Case], candidate: Sequence[Case]) -> list[st
 def _schema(asked: argparse.Namespace) -> int:
     from deploy_gates import documents
 
-    _print_json(documents.schema(asked.name))
+    print_json(documents.schema(asked.name))
     return DONE
 
 
@@ -242,7 +182,7 @@ def _verify(asked: argparse.Namespace) -> int:
     )
     evidence = verified.evidence
     if asked.json:
-        _print_json({"signed_by": verified.signed_by, "statement": evidence.to_statement()})
+        print_json({"signed_by": verified.signed_by, "statement": evidence.to_statement()})
         return DONE
     signed = f"signed by {verified.signed_by}" if verified.signed_by else "no trusted signature"
     print(f"{evidence.config}  {short(evidence.digest)}  {evidence.verdict}  ({signed})")
@@ -266,7 +206,7 @@ def _keygen(asked: argparse.Namespace) -> int:
     except OSError as error:
         raise DeployGatesError(f"{error.filename or private} cannot be written: {error.strerror}") from error
     if asked.json:
-        _print_json({"private": str(private), "public": str(public)})
+        print_json({"private": str(private), "public": str(public)})
     else:
         print(f"{private}   the private key: keep it out of git, give it to CI as a secret")
         print(f"{public}   the public key: commit it, and name it under `evidence.public_keys`")

@@ -1,0 +1,57 @@
+"""The command `deploy-gates`: one function a subcommand. Data goes to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from deploy_gates import __version__
+from deploy_gates.cli import record, repository
+from deploy_gates.cli.frame import DONE, REFUSED, UNAVAILABLE, USAGE, print_json
+from deploy_gates.core.errors import DeployGatesError, EnvelopeError, Refused, StoreError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    0 done, 1 refused, 2 usage, 3 the store or the network cannot be used.
+    """
+    asked = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = asked.run
+    try:
+        return run(asked)
+    except (EnvelopeError, Refused) as error:
+        return _refuse(error, asked.json, REFUSED)
+    except StoreError as error:
+        return _refuse(error, asked.json, UNAVAILABLE)
+    except DeployGatesError as error:
+        return _refuse(error, asked.json, USAGE)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _refuse(error: DeployGatesError, as_json: bool, status: int) -> int:
+    if as_json:
+        why = {"refusal": error.refusal.value} if isinstance(error, Refused) else {}
+        print_json({"error": error.message, "hint": error.hint, **why})
+    else:
+        print(f"deploy-gates: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deploy-gates",
+        description="Quality gates for changes to AI model configs, and their way to production.",
+        epilog="The gates themselves run under pytest: pytest --deploy-gates",
+    )
+    parser.add_argument("--version", action="version", version=f"deploy-gates {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    repository.add(commands)
+    record.add(commands)
+    return parser

@@ -1,0 +1,492 @@
+"""Commands about the store: promote, roll back, and tell what runs where and who did what."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import os
+import sys
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
+from deploy_gates.core.canonical import Json, short
+from deploy_gates.core.config import ENVIRONMENTS
+from deploy_gates.core.errors import Refusal, Refused, SettingsError
+
+if TYPE_CHECKING:
+    from deploy_gates.core.promotion import Event, Moved, Standing, Token
+    from deploy_gates.report.record import Terminal
+    from deploy_gates.settings import Settings
+    from deploy_gates.store import Store
+
+STORE_VARIABLE = "DEPLOY_GATES_STORE"
+ACTOR_VARIABLES = ("DEPLOY_GATES_ACTOR", "GITHUB_ACTOR", "GITLAB_USER_LOGIN")
+
+
+def add(commands: Commands) -> None:
+    """Add these commands to the parser."""
+    promote = _stored(
+        commands,
+        "promote",
+        _promote,
+        "bring a config that passed its gates into an environment",
+        "deploy-gates promote ticket-triage --to development",
+    )
+    promote.add_argument("config", metavar="NAME", help="the config")
+    promote.add_argument("--to", required=True, choices=ENVIRONMENTS, help="the environment")
+    promote.add_argument("--digest", default="", help="a digest the store keeps (default: the file as it is)")
+    promote.add_argument("--evidence", default="", metavar="FILE", help="evidence to hand in first")
+    promote.add_argument("--weight", default="", metavar="PCT", help="only for this share, as a canary: 5")
+    promote.add_argument(
+        "--adopt-policy",
+        action="store_true",
+        help="have the environment judge by the policy of these settings",
+    )
+    _says_why(promote)
+
+    rollback = _stored(
+        commands,
+        "rollback",
+        _rollback,
+        "end the canary, or bring back what was served before",
+        "deploy-gates rollback ticket-triage --reason 'refunds go to billing'",
+    )
+    rollback.add_argument("config", metavar="NAME", help="the config")
+    rollback.add_argument("--env", default="production", choices=ENVIRONMENTS, help="default: production")
+    rollback.add_argument("--digest", default="", help="go back to this one (default: the one before)")
+    _says_why(rollback)
+
+    status = _stored(commands, "status", _status, "tell what runs where, since when, and who follows")
+    status.add_argument("config", nargs="?", default="", metavar="NAME", help="only this config")
+    status.add_argument("--env", default="", choices=("", *ENVIRONMENTS), help="only this environment")
+
+    log = _stored(
+        commands,
+        "log",
+        _log,
+        "tell who moved what, when, why, and by which evidence",
+        "deploy-gates log --verify",
+    )
+    log.add_argument("config", nargs="?", default="", metavar="NAME", help="only this config")
+    log.add_argument("--env", default="", choices=("", *ENVIRONMENTS), help="only this environment")
+    log.add_argument(
+        "--limit", type=_positive, default=20, help="so many events of each deployment (default 20)"
+    )
+    log.add_argument(
+        "--verify", action="store_true", help="check that no event was edited, removed, or reordered"
+    )
+
+    stores = group(commands, "store", "create or migrate the store", "deploy-gates store upgrade")
+    _stored(
+        stores,
+        "upgrade",
+        _upgrade,
+        "create or migrate the tables; safe to run twice",
+        "deploy-gates store upgrade",
+    )
+    _add_tokens(commands)
+    _add_serve(commands)
+
+
+def _add_tokens(commands: Commands) -> None:
+    tokens = group(
+        commands, "token", "tokens for the HTTP API", "deploy-gates token create triage-service --scope read"
+    )
+    create = _stored(
+        tokens,
+        "create",
+        _create_token,
+        "make a token, and show it once",
+        "deploy-gates token create triage-service --scope read --scope report",
+    )
+    create.add_argument("name", help="who uses it; promotions by it are logged under this name")
+    create.add_argument(
+        "--scope", action="append", required=True, choices=["read", "report", "promote"], help="repeatable"
+    )
+    _stored(tokens, "list", _list_tokens, "list all tokens, without their secrets", "deploy-gates token list")
+    revoke = _stored(
+        tokens, "revoke", _revoke_token, "take a token out of force", "deploy-gates token revoke 5f3a9c21"
+    )
+    revoke.add_argument("id", help="as `token list` shows it")
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = _stored(
+        commands,
+        "serve",
+        _serve,
+        "serve the store over HTTP: the API, and OFREP for OpenFeature clients",
+        "deploy-gates serve --port 8080",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8080, help="the port; 0 is any free one (default: 8080)")
+    serve.add_argument(
+        "--environment",
+        default="production",
+        choices=ENVIRONMENTS,
+        help="what OFREP serves (default: production)",
+    )
+
+
+def _stored(*arguments: object) -> argparse.ArgumentParser:
+    parser = command(*arguments)  # type: ignore[arg-type]  # the same as those of `command`
+    parser.add_argument(
+        "--store",
+        default="",
+        metavar="URL",
+        help=f"the database (default: ${STORE_VARIABLE}, or the settings)",
+    )
+    return parser
+
+
+def _says_why(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", default="", help="why, for the log")
+    parser.add_argument("--by", default="", metavar="NAME", help="who does it (default: the user)")
+    parser.add_argument("--key", default="", help="an idempotency key: the same move is made once")
+    parser.add_argument(
+        "--expect", type=_positive, metavar="REVISION", help="refuse if the environment has moved on"
+    )
+
+
+# --- Moving -------------------------------------------------------------------------------------
+
+
+def _promote(asked: argparse.Namespace) -> int:
+    from deploy_gates import runner, settings, workspace
+
+    root = workspace.find_root(Path.cwd())
+    settled = settings.load(root)
+    weight_bp = _weight(asked.weight)
+    with _store(asked) as store:
+        digest = (
+            _kept(store, asked.config, asked.digest)
+            if asked.digest
+            else _handed_in(store, root, settled, asked.config)
+        )
+        for path in _evidence_files(root, asked, digest):
+            _admit(store, root, settled, path)
+        moved = runner.promote(
+            store,
+            config=asked.config,
+            environment=asked.to,
+            digest=digest,
+            policy=settled.policy.digest,
+            actor=asked.by or _actor(),
+            reason=asked.reason or _subject(root),
+            weight_bp=weight_bp,
+            key=asked.key,
+            expected=asked.expect,
+            adopt_policy=asked.adopt_policy,
+        )
+    return _show(moved, asked.json)
+
+
+def _rollback(asked: argparse.Namespace) -> int:
+    from deploy_gates import runner
+
+    with _store(asked) as store:
+        digest = _kept(store, asked.config, asked.digest) if asked.digest else ""
+        moved = runner.rollback(
+            store,
+            config=asked.config,
+            environment=asked.env,
+            digest=digest,
+            actor=asked.by or _actor(),
+            reason=asked.reason or "rolled back by hand",
+            key=asked.key,
+            expected=asked.expect,
+        )
+    return _show(moved, asked.json)
+
+
+def _handed_in(store: Store, root: Path, settled: Settings, name: str) -> str:
+    """Have the store keep the config as it is in the work tree; its digest."""
+    from deploy_gates import catalog, clock, runner, workspace
+    from deploy_gates.core.canonical import spelled
+
+    files = {Path(each).parent.name: each for each in workspace.config_files(root, settled)}
+    if name not in files:
+        known = ", ".join(sorted(files)) or "none at all"
+        raise SettingsError(
+            f"there is no config {name!r} in {root.name}", hint=f"known: {known}; or name a --digest"
+        )
+    snapshot = workspace.read_snapshot(root, files[name])
+    if snapshot.config is None:
+        raise SettingsError("\n".join(str(each) for each in snapshot.problems))
+    price = catalog.price(
+        snapshot.config.model,
+        settled.policy,
+        clock.now(),
+        service_tier=str(snapshot.config.parameters.get("service_tier", "")),
+        base_url=snapshot.config.environment("production").base_url,
+    )
+    return runner.keep(store, name, spelled(snapshot.config.document), price)
+
+
+def _evidence_files(root: Path, asked: argparse.Namespace, digest: str) -> list[Path]:
+    from deploy_gates.workspace import STATE_FOLDER
+
+    if asked.evidence:
+        return [Path(asked.evidence)]
+    sealed = root / STATE_FOLDER / "evidence" / f"{asked.config}-{short(digest)}.json"
+    return [sealed] if sealed.exists() else []
+
+
+def _admit(store: Store, root: Path, settled: Settings, path: Path) -> None:
+    from deploy_gates import envelope, runner
+
+    keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
+    runner.admit(store, envelope.read(path), keys=keys, require_signature=bool(keys), policy=settled.policy)
+
+
+def _kept(store: Store, config: str, beginning: str) -> str:
+    """The one digest of the config in evidence or history that begins so."""
+    if len(beginning) == 64:
+        return str(beginning)
+    found = {each.digest for each in store.evidence(config) if each.digest.startswith(beginning)}
+    if len(found) == 1:
+        return found.pop()
+    said = "no digest" if not found else "more than one digest"
+    raise Refused(
+        Refusal.UNKNOWN,
+        f"{said} of {config} that the store keeps begins with {beginning}",
+        hint=f"deploy-gates log {config}",
+    )
+
+
+def _weight(text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        weight_bp = Decimal(text.removesuffix("%").strip()) * 100
+    except InvalidOperation:
+        weight_bp = Decimal(0)
+    if weight_bp != weight_bp.to_integral_value() or not 0 < weight_bp < 10_000:
+        raise SettingsError(
+            f"--weight {text!r} is no share: more than 0 and less than 100 percent, in steps of 0.01"
+        )
+    return int(weight_bp)
+
+
+def _actor() -> str:
+    named = next((os.environ[each] for each in ACTOR_VARIABLES if os.environ.get(each)), "")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a container without a user of its own
+        raise SettingsError("nobody knows who does this", hint="say it: --by NAME") from error
+
+
+def _subject(root: Path) -> str:
+    """The first line of the last commit: why a config changed is said there."""
+    from deploy_gates import git
+
+    return git.subject(root)
+
+
+def _show(moved: Moved, as_json: bool) -> int:
+    from deploy_gates.report import record
+
+    if as_json:
+        print_json({"deployment": moved.deployment.to_json(), "replayed": moved.replayed})
+        return DONE
+    for line in record.moved(moved.deployment, moved.replayed, _terminal()):
+        print(line)
+    return DONE
+
+
+# --- Looking ------------------------------------------------------------------------------------
+
+
+def _status(asked: argparse.Namespace) -> int:
+    from deploy_gates import clock, runner
+    from deploy_gates.report import record
+
+    with _store(asked) as store:
+        standings = runner.status(store, environment=asked.env, config=asked.config)
+    if asked.json:
+        print_json([_standing(each) for each in standings])
+        return DONE
+    for line in record.status(standings, _terminal(), now=clock.now()):
+        print(line)
+    return DONE
+
+
+def _standing(standing: Standing) -> Json:
+    took = standing.took
+    return {
+        "deployment": standing.deployment.to_json(),
+        "instances": [each.to_json() for each in standing.instances],
+        "following": len(standing.following),
+        "took_ms": None if took is None else round(took.total_seconds() * 1000, 3),
+    }
+
+
+def _log(asked: argparse.Namespace) -> int:
+    from deploy_gates import runner
+    from deploy_gates.report import record
+
+    with _store(asked) as store:
+        deployments = [each for each in store.deployments(asked.env, asked.config) if each.revision]
+        problems = (
+            [said for each in deployments for said in runner.problems(store, each)] if asked.verify else []
+        )
+        events: list[Event] = []
+        for each in deployments:
+            first = max(0, each.revision - asked.limit)
+            events += reversed(store.history(each.config, each.environment, after=first))
+    events.sort(key=lambda each: (each.config, -each.at_ms))
+    status = REFUSED if problems else DONE
+    if asked.json:
+        verified: Json = list(problems) if asked.verify else None
+        print_json({"events": [each.to_json() for each in events], "problems": verified})
+        return status
+    lines = record.history(events, _terminal())
+    if asked.verify:
+        lines += record.verification(deployments, problems, _terminal())
+    for line in lines:
+        print(line)
+    return status
+
+
+def _upgrade(asked: argparse.Namespace) -> int:
+    with _store(asked, create=True) as store:
+        made = store.upgrade()
+        _warn(store)
+    if asked.json:
+        print_json({"store": store.url, "before": made.before, "after": made.after})
+    elif made.before == made.after:
+        print(f"{store.url} is current: version {made.after}")
+    else:
+        print(f"{store.url}: version {made.before} → {made.after}")
+    return DONE
+
+
+# --- Tokens and the server ----------------------------------------------------------------------
+
+
+def _create_token(asked: argparse.Namespace) -> int:
+    from deploy_gates import clock
+    from deploy_gates.core.promotion import Scope
+    from deploy_gates.server import access
+
+    scopes = frozenset(Scope(each) for each in asked.scope)
+    secret, token = access.issue(asked.name, scopes, created_by=_actor(), now=clock.now())
+    with _store(asked) as store:
+        store.put_token(token)
+    if asked.json:
+        print_json({"id": token.id, "token": secret})
+        return DONE
+    print(secret)
+    print("keep it: it is shown this once, and the store has only its hash", file=sys.stderr)
+    return DONE
+
+
+def _list_tokens(asked: argparse.Namespace) -> int:
+    with _store(asked) as store:
+        tokens = store.tokens()
+    if asked.json:
+        print_json([_token(each) for each in tokens])
+        return DONE
+    for each in tokens:
+        ended = f", revoked {each.revoked_at:%Y-%m-%d}" if each.revoked_at else ""
+        scopes = " ".join(sorted(each.scopes))
+        print(
+            f"{each.id}  {each.name:<24} {scopes:<22} {each.created_at:%Y-%m-%d} by {each.created_by}{ended}"
+        )
+    return DONE
+
+
+def _token(token: Token) -> Json:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "scopes": sorted(token.scopes),
+        "created_at": token.created_at.isoformat(),
+        "created_by": token.created_by,
+        "revoked_at": token.revoked_at.isoformat() if token.revoked_at else None,
+    }
+
+
+def _revoke_token(asked: argparse.Namespace) -> int:
+    with _store(asked) as store:
+        if not store.revoke_token(asked.id):
+            raise Refused(
+                Refusal.UNKNOWN, f"there is no token {asked.id} in force", hint="deploy-gates token list"
+            )
+    if asked.json:
+        print_json({"id": asked.id, "revoked": True})
+    else:
+        print(f"{asked.id} is revoked; servers refuse it within seconds")
+    return DONE
+
+
+def _serve(asked: argparse.Namespace) -> int:
+    from deploy_gates import envelope, server, settings, workspace
+
+    root = workspace.find_root(Path.cwd())
+    settled = settings.load(root)
+    keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
+    with _store(asked) as store:
+        _warn(store)
+        return server.serve(
+            store,
+            host=asked.host,
+            port=asked.port,
+            environment=asked.environment,
+            keys=keys,
+            require_signature=bool(keys),
+            policy=settled.policy,
+        )
+
+
+# --- The store and the screen -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _store(asked: argparse.Namespace, *, create: bool = False) -> Iterator[Store]:
+    """The store named by the option, the variable, the settings, or the default; its tables are there."""
+    from deploy_gates import settings, workspace
+    from deploy_gates.store import DEFAULT_URL, open_store
+
+    root = workspace.find_root(Path.cwd())
+    url = asked.store or os.environ.get(STORE_VARIABLE, "") or settings.load(root).store
+    store = open_store(url or DEFAULT_URL, root=root)
+    try:
+        if not create:
+            if not url:
+                store.upgrade()  # the default store needs no ceremony
+            store.check()
+        yield store
+    finally:
+        store.close()
+
+
+def _warn(store: Store) -> None:
+    for said in store.warnings():
+        print(f"warning: {said}", file=sys.stderr)
+
+
+def _terminal() -> Terminal:
+    from deploy_gates.report.record import WIDTH_MIN, Terminal
+
+    is_terminal = sys.stdout.isatty()
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    width = os.get_terminal_size().columns if is_terminal else 96
+    return Terminal(
+        width=min(max(width, WIDTH_MIN), 120),
+        color=is_terminal and not os.environ.get("NO_COLOR"),
+        unicode=encoding.startswith("utf"),
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return number
