@@ -149,10 +149,10 @@ def find(root: Path) -> Git | None:
     return Git(root=root, head=head.stdout.decode().strip(), is_shallow=shallow == "true")
 
 
-def subject(root: Path) -> str:
-    """The first line of the last commit's message; empty where there is none, or no `git`."""
+def subject(root: Path, path: str) -> str:
+    """The first line of the last commit that touched `path`; empty where there is none, or no `git`."""
     try:
-        done = _run(root, ("log", "-1", "--format=%s"))
+        done = _run(root, ("log", "-1", "--format=%s", "--", path))
     except FileNotFoundError:
         return ""
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Sequence
 
 from deploy_gates import envelope
@@ -28,6 +29,8 @@ from deploy_gates.core.promotion import (
 from deploy_gates.envelope import PublicKey
 from deploy_gates.store import ROWS_MAX, Store
 
+FOLLOWED_S = 2.0
+"""How long to wait for clients to say that they follow: they do within a second, or are gone."""
 ATTEMPTS_MAX = 5
 """How often a rollback tries again because the environment was moved meanwhile."""
 
@@ -191,6 +194,17 @@ def status(store: Store, *, environment: str = "", config: str = "") -> tuple[St
         for each in store.deployments(environment, config)
         if each.revision
     )
+
+
+def followed(store: Store, deployment: Deployment, timeout_s: float = FOLLOWED_S) -> Standing:
+    """The deployment and its clients, as soon as all of them serve its revision, or after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        instances = store.instances(deployment.environment, deployment.config)
+        behind = [each for each in instances if each.revision < deployment.revision and not each.refused]
+        if not behind or time.monotonic() > deadline:
+            return Standing(deployment=deployment, instances=instances)
+        time.sleep(0.02)
 
 
 def owner(actor: str) -> str:

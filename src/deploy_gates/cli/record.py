@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
-from deploy_gates.core.canonical import Json, short
+from deploy_gates.core.canonical import Json, JsonObject, short
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import Refusal, Refused, SettingsError
 
@@ -176,13 +176,13 @@ def _promote(asked: argparse.Namespace) -> int:
             digest=digest,
             policy=settled.policy.digest,
             actor=asked.by or _actor(),
-            reason=asked.reason or _subject(root),
+            reason=asked.reason or _subject(root, settled, asked.config),
             weight_bp=weight_bp,
             key=asked.key,
             expected=asked.expect,
             adopt_policy=asked.adopt_policy,
         )
-    return _show(moved, asked.json)
+        return _show(store, moved, asked.json)
 
 
 def _rollback(asked: argparse.Namespace) -> int:
@@ -200,7 +200,7 @@ def _rollback(asked: argparse.Namespace) -> int:
             key=asked.key,
             expected=asked.expect,
         )
-    return _show(moved, asked.json)
+        return _show(store, moved, asked.json)
 
 
 def _handed_in(store: Store, root: Path, settled: Settings, name: str) -> str:
@@ -208,7 +208,7 @@ def _handed_in(store: Store, root: Path, settled: Settings, name: str) -> str:
     from deploy_gates import catalog, clock, runner, workspace
     from deploy_gates.core.canonical import spelled
 
-    files = {Path(each).parent.name: each for each in workspace.config_files(root, settled)}
+    files = _files(root, settled)
     if name not in files:
         known = ", ".join(sorted(files)) or "none at all"
         raise SettingsError(
@@ -225,6 +225,12 @@ def _handed_in(store: Store, root: Path, settled: Settings, name: str) -> str:
         base_url=snapshot.config.environment("production").base_url,
     )
     return runner.keep(store, name, spelled(snapshot.config.document), price)
+
+
+def _files(root: Path, settled: Settings) -> dict[str, str]:
+    from deploy_gates import workspace
+
+    return {Path(each).parent.name: each for each in workspace.config_files(root, settled)}
 
 
 def _evidence_files(root: Path, asked: argparse.Namespace, digest: str) -> list[Path]:
@@ -282,20 +288,23 @@ def _actor() -> str:
         raise SettingsError("nobody knows who does this", hint="say it: --by NAME") from error
 
 
-def _subject(root: Path) -> str:
-    """The first line of the last commit: why a config changed is said there."""
+def _subject(root: Path, settled: Settings, name: str) -> str:
+    """The first line of the commit that last changed the config: why is said there."""
     from deploy_gates import git
 
-    return git.subject(root)
+    file = _files(root, settled).get(name)
+    return git.subject(root, str(Path(file).parent)) if file else ""
 
 
-def _show(moved: Moved, as_json: bool) -> int:
+def _show(store: Store, moved: Moved, as_json: bool) -> int:
+    from deploy_gates import runner
     from deploy_gates.report import record
 
+    standing = runner.followed(store, moved.deployment)
     if as_json:
-        print_json({"deployment": moved.deployment.to_json(), "replayed": moved.replayed})
+        print_json(_standing(standing) | {"replayed": moved.replayed})
         return DONE
-    for line in record.moved(moved.deployment, moved.replayed, _terminal()):
+    for line in record.moved(standing, moved.replayed, _terminal()):
         print(line)
     return DONE
 
@@ -317,7 +326,7 @@ def _status(asked: argparse.Namespace) -> int:
     return DONE
 
 
-def _standing(standing: Standing) -> Json:
+def _standing(standing: Standing) -> JsonObject:
     took = standing.took
     return {
         "deployment": standing.deployment.to_json(),
@@ -406,7 +415,7 @@ def _token(token: Token) -> Json:
     return {
         "id": token.id,
         "name": token.name,
-        "scopes": sorted(token.scopes),
+        "scopes": [each.value for each in sorted(token.scopes)],
         "created_at": token.created_at.isoformat(),
         "created_by": token.created_by,
         "revoked_at": token.revoked_at.isoformat() if token.revoked_at else None,

@@ -77,37 +77,36 @@ def verification(deployments: Sequence[Deployment], problems: Sequence[str], ter
         mark = terminal.ink(terminal.said("✗"), _RED)
         lines = [f"  {mark} {terminal.said(each)}" for each in problems]
         said = f"TAMPERED  {counted(len(problems), 'row')} of the log cannot be trusted"
-        return ["", *lines, "", f"  {terminal.ink(said, _RED)}", ""]
+        return [*lines, "", f"  {terminal.ink(said, _RED)}", ""]
     total = sum(each.revision for each in deployments)
     said = f"VERIFIED  {counted(total, 'event')} of {counted(len(deployments), 'deployment')}"
     return [
-        "",
         f"  {terminal.ink(said, _GREEN)}: none edited, removed, or reordered",
         "",
     ]
 
 
-def heads(lasts: Iterable[Event], terminal: Terminal) -> list[str]:
-    """The last hash of each history: kept elsewhere, it shows a history that was rewritten as a whole."""
-    return [
-        f"    {terminal.said(each.config)} {each.environment} r{each.revision}  {each.hash}" for each in lasts
-    ]
-
-
-def moved(deployment: Deployment, replayed: bool, terminal: Terminal) -> list[str]:
-    """The line after a promotion or a rollback: what is true now."""
-    served = _serves(deployment)
-    again = " (made before, under the same key)" if replayed else ""
-    place = f"{deployment.config}  {deployment.environment} r{deployment.revision}"
-    word = {Kind.PROMOTE: "PROMOTED", Kind.CANARY: "CANARY", Kind.ROLLBACK: "ROLLED BACK"}
-    kind = deployment.kind or Kind.PROMOTE
+def moved(standing: Standing, replayed: bool, terminal: Terminal) -> list[str]:
+    """What is true after a promotion or a rollback, and who has it."""
+    found = standing.deployment
+    kind = found.kind or Kind.PROMOTE
+    word = {Kind.PROMOTE: "PROMOTED", Kind.CANARY: "CANARY", Kind.ROLLBACK: "ROLLED BACK"}[kind]
     color = _YELLOW if kind is Kind.ROLLBACK else _GREEN
+    again = " (moved before, under the same key)" if replayed else ""
+    clients = f"; {_following(standing)} have it" if standing.instances else ""
+    said = (
+        f"{found.config} in {found.environment} serves {_serves(found)} (r{found.revision}){clients}{again}"
+    )
+    indent = len(word) + 4
+    first, *rest = wrap(terminal.said(said), terminal.width - indent)
     return [
-        f"  {terminal.ink(word[kind], color)}  {terminal.said(place)} serves {terminal.said(served)}{again}"
+        f"  {terminal.ink(word, color)}  {first}",
+        *(" " * indent + line for line in rest),
+        *_refusing(standing, indent, terminal),
     ]
 
 
-def following(standing: Standing) -> str:
+def _following(standing: Standing) -> str:
     """`14 of 14 clients after 38 ms`; how many refuse is said, too."""
     if not standing.instances:
         return "no client"
@@ -123,7 +122,7 @@ def _standing(
 ) -> Iterator[str]:
     found = standing.deployment
     since = f"r{found.revision}, {_ago(now - found.changed_at)}" if found.changed_at else ""
-    cells = (title, found.environment, _serves(found), since, following(standing))
+    cells = (title, found.environment, _serves(found), since, _following(standing))
     yield "  " + _row(terminal, cells, columns)
     verb = {Kind.PROMOTE: "promoted", Kind.CANARY: "canary", Kind.ROLLBACK: "rolled back"}
     what = f"{verb[found.kind]} by {found.actor}" if found.kind else ""
@@ -131,6 +130,10 @@ def _standing(
     indent = 2 + columns[0] + columns[1]
     text = clip(terminal.said(what + reason), terminal.width - indent, ellipsis=terminal.said("…"))
     yield " " * indent + terminal.ink(text, _YELLOW if found.kind is Kind.ROLLBACK else _DIM)
+    yield from _refusing(standing, indent, terminal)
+
+
+def _refusing(standing: Standing, indent: int, terminal: Terminal) -> Iterator[str]:
     for each in standing.instances:
         if each.refused:
             said = f"{each.name} refuses r{each.refused}, and serves r{each.revision}: {each.reason}"
