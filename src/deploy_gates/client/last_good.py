@@ -1,0 +1,124 @@
+"""The last good config on disk: what is served after a restart while the store is away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy_gates import files
+from deploy_gates.client.snapshot import Snapshot
+from deploy_gates.core import canonical
+from deploy_gates.core.canonical import Json, JsonObject
+from deploy_gates.core.cost import Price
+from deploy_gates.core.errors import WorkspaceError
+from deploy_gates.core.parsing import list_, object_
+from deploy_gates.core.promotion import Deployment, Serving
+
+FORMAT = 1
+FILE_MAX_BYTES = 64 << 20
+PRIVATE = 0o600
+"""Prompts are nobody else's business."""
+
+
+def default_path(url: str, environment: str) -> Path:
+    """One file per store and environment, in the cache of this user."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "deploy-gates" / f"{_origin(url, environment)}.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LastGood:
+    """One file, and what it is the last good config of."""
+
+    path: Path
+    url: str
+    """Without a password, which may change while the store stays the same."""
+    environment: str
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write it, whole or not at all. `WorkspaceError` if that cannot be done."""
+        body: JsonObject = {
+            "format": FORMAT,
+            "origin": _origin(self.url, self.environment),
+            "environment": self.environment,
+            "deployments": [_spelled(row.deployment) for _, row in sorted(snapshot.rows.items())],
+            "configs": {},
+            "prices": {},
+        }
+        configs, prices = object_(body["configs"]), object_(body["prices"])
+        for row in snapshot.rows.values():
+            for digest in filter(None, (row.deployment.baseline, row.deployment.candidate)):
+                document = snapshot.documents[digest]
+                configs[digest] = document.spelling.decode()
+                if document.price is not None:
+                    prices[digest] = document.price.to_json()
+        content = json.dumps({"digest": canonical.digest(body), "body": body}, ensure_ascii=False)
+        files.replace(self.path, content.encode(), mode=PRIVATE)
+
+    def load(self) -> Serving | None:
+        """What was saved; `None` if nothing was. `WorkspaceError` for a file that is damaged or another's."""
+        try:
+            with self.path.open("rb") as file:
+                content = file.read(FILE_MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise WorkspaceError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        try:
+            if len(content) > FILE_MAX_BYTES:
+                raise ValueError(f"it is longer than {FILE_MAX_BYTES:,} bytes")
+            return self._read(json.loads(content))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise WorkspaceError(f"{self.path} is damaged and is not used: {error}") from error
+
+    def _read(self, value: Json) -> Serving:
+        document = object_(value)
+        body = object_(document["body"])
+        if document["digest"] != canonical.digest(body):
+            raise ValueError("its content is not what its digest says")
+        if (body["format"], body["origin"]) != (FORMAT, _origin(self.url, self.environment)):
+            raise ValueError("it is the last good config of another store or environment")
+        return Serving(
+            environment=self.environment,
+            deployments=tuple(_deployment(each, self.environment) for each in list_(body["deployments"])),
+            configs={digest: str(each).encode() for digest, each in object_(body["configs"]).items()},
+            prices={digest: Price.from_json(each) for digest, each in object_(body["prices"]).items()},
+        )
+
+
+def _origin(url: str, environment: str) -> str:
+    return hashlib.sha256(f"{url}\n{environment}".encode()).hexdigest()[:32]
+
+
+def _spelled(row: Deployment) -> Json:
+    return {
+        "config": row.config,
+        "revision": row.revision,
+        "baseline": row.baseline,
+        "candidate": row.candidate,
+        "weight_bp": row.weight_bp,
+        "salt": row.salt,
+    }
+
+
+def _deployment(value: Json, environment: str) -> Deployment:
+    raw = object_(value)
+    return Deployment(
+        config=str(raw["config"]),
+        environment=environment,
+        revision=whole(raw["revision"]),
+        baseline=str(raw["baseline"]),
+        candidate=str(raw["candidate"]),
+        weight_bp=whole(raw["weight_bp"]),
+        salt=str(raw["salt"]),
+    )
+
+
+def whole(value: Json) -> int:
+    """The value, which has to be a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{str(value)[:100]!r} stands where a whole number belongs")
+    return value

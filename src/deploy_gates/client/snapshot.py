@@ -1,0 +1,173 @@
+"""From what the store says to what is served: checked, parsed, and never half of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from deploy_gates.client.served import Served
+from deploy_gates.core import canonical, parsing
+from deploy_gates.core.canonical import short
+from deploy_gates.core.config import ModelConfig
+from deploy_gates.core.cost import Price
+from deploy_gates.core.promotion import Deployment, Serving, problem
+from deploy_gates.core.tally import Arm
+
+SPARE_DOCUMENTS_MAX = 32
+"""Documents kept beyond those that are served: a rollback finds its own without asking."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """A config that was found to be what its digest says."""
+
+    spelling: bytes
+    config: ModelConfig
+    price: Price | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What is served of one config."""
+
+    deployment: Deployment
+    baseline: Served
+    candidate: Served | None
+    since: float
+    """Since when, on the monotonic clock."""
+    is_confirmed: bool = True
+    """The store itself said so; otherwise it was found on disk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declined:
+    """A revision that cannot be served, and why."""
+
+    revision: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """All that a client serves. It is replaced as a whole."""
+
+    rows: Mapping[str, Row]
+    documents: Mapping[str, Document]
+    """By digest."""
+    declined: Mapping[str, Declined]
+    """By config: the newest revision where that one is not served."""
+    missing: frozenset[str] = frozenset()
+    """Served, but no longer named by the store, which forgets nothing: it may be another one."""
+
+
+EMPTY = Snapshot(rows={}, documents={}, declined={})
+
+
+def accepted(serving: Serving, before: Snapshot, *, now: float, is_confirmed: bool = True) -> Snapshot:
+    """What to serve after the store said so. What cannot be served leaves what was served in its place.
+
+    `now` is on the monotonic clock; `is_confirmed` is false for what was found on disk.
+    """
+    documents = dict(before.documents)
+    rows: dict[str, Row] = {}
+    declined: dict[str, Declined] = {}
+    for deployment in serving.deployments:
+        name, old = deployment.config, before.rows.get(deployment.config)
+        if not deployment.revision:
+            continue
+        if old is not None and _is_same(old.deployment, deployment):
+            rows[name] = old if old.is_confirmed else replace(old, is_confirmed=is_confirmed)
+            continue
+        try:
+            rows[name] = _row(deployment, serving, documents, now=now, is_confirmed=is_confirmed)
+        except ValueError as error:
+            declined[name] = Declined(revision=deployment.revision, reason=str(error)[:500])
+            if old is not None:
+                rows[name] = old
+    missing = {name: row for name, row in before.rows.items() if row.is_confirmed and name not in rows}
+    return Snapshot(
+        rows=rows | missing,
+        documents=_bounded(documents, rows | missing),
+        declined=declined,
+        missing=frozenset(missing),
+    )
+
+
+def changes(before: Snapshot, after: Snapshot) -> frozenset[str]:
+    """The names of configs of which something else is served now."""
+    names = before.rows.keys() | after.rows.keys()
+    return frozenset(
+        name
+        for name in names
+        if name not in before.rows
+        or name not in after.rows
+        or not _is_same(before.rows[name].deployment, after.rows[name].deployment)
+    )
+
+
+def _is_same(one: Deployment, other: Deployment) -> bool:
+    return _identity(one) == _identity(other)
+
+
+def _identity(row: Deployment) -> tuple[object, ...]:
+    return (row.revision, row.baseline, row.candidate, row.weight_bp, row.salt)
+
+
+def _row(
+    deployment: Deployment,
+    serving: Serving,
+    documents: dict[str, Document],
+    *,
+    now: float,
+    is_confirmed: bool,
+) -> Row:
+    fault = problem(deployment)
+    if fault:
+        raise ValueError(fault)
+    digests = {Arm.BASELINE: deployment.baseline, Arm.CANDIDATE: deployment.candidate}
+    arms: dict[Arm, Served] = {}
+    for arm, digest in digests.items():
+        if not digest:
+            continue
+        if digest not in documents:
+            documents[digest] = _document(digest, deployment.config, serving)
+        document = documents[digest]
+        arms[arm] = Served(
+            name=deployment.config,
+            environment=deployment.environment,
+            revision=deployment.revision,
+            arm=arm,
+            digest=digest,
+            config=document.config,
+            price=document.price,
+        )
+    return Row(
+        deployment=deployment,
+        baseline=arms[Arm.BASELINE],
+        candidate=arms.get(Arm.CANDIDATE),
+        since=now,
+        is_confirmed=is_confirmed,
+    )
+
+
+def _document(digest: str, name: str, serving: Serving) -> Document:
+    spelling = serving.configs.get(digest)
+    if spelling is None:
+        raise ValueError(f"the document {short(digest)} did not come with it")
+    if canonical.digest_of(spelling) != digest:
+        raise ValueError(f"the document {short(digest)} was altered: it is not what its digest says")
+    try:
+        config = parsing.config(canonical.restored(spelling), name)
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"the document {short(digest)} is no config this version knows: {error}") from error
+    return Document(spelling=spelling, config=config, price=serving.prices.get(digest))
+
+
+def _bounded(documents: dict[str, Document], rows: Mapping[str, Row]) -> dict[str, Document]:
+    """The documents in use, and of the others those that came last."""
+    used = {row.deployment.baseline for row in rows.values()}
+    used |= {row.deployment.candidate for row in rows.values()}
+    spare = [digest for digest in documents if digest not in used]
+    for digest in spare[: max(0, len(spare) - SPARE_DOCUMENTS_MAX)]:
+        del documents[digest]
+    return documents
