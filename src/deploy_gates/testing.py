@@ -6,13 +6,24 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
-from deploy_gates.core.canonical import Json, JsonObject
-from deploy_gates.core.config import Case, ConfigChange, Message, ModelConfig, Output, Snapshot
+from deploy_gates.core.canonical import Json, JsonObject, digest_of, spelled
+from deploy_gates.core.config import (
+    ENVIRONMENTS,
+    Case,
+    ConfigChange,
+    Message,
+    ModelConfig,
+    Output,
+    Snapshot,
+)
 from deploy_gates.core.cost import Usage
 from deploy_gates.core.errors import Cause, Unanswered
+from deploy_gates.core.evidence import FOREVER
 from deploy_gates.core.gate import Check, Found, Outcome
 from deploy_gates.core.policy import Context, Policy
+from deploy_gates.core.promotion import Record
 from deploy_gates.core.question import Answer, Api, Question
+from deploy_gates.store import Store
 
 NOW = datetime(2026, 11, 23, 9, 14, 2, tzinfo=UTC)
 """The time in tests, unless a test says otherwise."""
@@ -110,6 +121,45 @@ def an_answer(
         "recorded": True,
     }
     return Answer(**(made | fields))  # type: ignore[arg-type]  # a builder for tests takes any field
+
+
+POLICY = "1" * 64
+"""The digest of a policy, for evidence made by hand."""
+
+
+def a_document(number: int = 1) -> JsonObject:
+    """The document of a small valid config; numbers make them differ."""
+    return {
+        "model": "gpt-4.1-mini",
+        "messages": [
+            {"role": "system", "content": f"Sort the ticket. This is wording {number}."},
+            {"role": "user", "content": "{{ body }}"},
+        ],
+        "inputs": {"type": "object", "properties": {"body": {"type": "string"}}, "required": ["body"]},
+        "parameters": {"temperature": 0, "max_completion_tokens": 120},
+    }
+
+
+def a_record(digest: str, **fields: object) -> Record:
+    """Passing evidence for a digest, under `POLICY`, that opens every environment for good."""
+    made: dict[str, object] = {
+        "config": "ticket-triage",
+        "digest": digest,
+        "policy": POLICY,
+        "verdict": "pass",
+        "finished_at": NOW,
+        "admitted_until": dict.fromkeys(ENVIRONMENTS, FOREVER),
+        "envelope": b"{}",
+    } | fields
+    made.setdefault("id", digest_of(repr(sorted(made.items(), key=str)).encode()))
+    return Record(**made)  # type: ignore[arg-type]  # a builder for tests takes any field
+
+
+def a_release(store: Store, number: int = 1, *, config: str = "ticket-triage", **fields: object) -> str:
+    """Have the store keep a config and passing evidence for it; its digest."""
+    digest = store.put_config(config, spelled(a_document(number)))
+    store.put_evidence(a_record(digest, config=config, **fields))
+    return digest
 
 
 def run_check(check: Check, answer: Callable[[Question], Answer | Unanswered]) -> Outcome:

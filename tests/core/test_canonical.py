@@ -9,7 +9,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy_gates.core.canonical import Json, canonical, digest
+from deploy_gates.core.canonical import Json, canonical, digest, restored, spelled
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,35 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_the_fast_spelling_is_that_of_the_reference(value: Json) -> None:
     assert canonical(value) == rfc8785.dumps(value)
+
+
+schemas = st.recursive(
+    st.fixed_dictionaries({"type": st.sampled_from(["string", "number"])}),
+    lambda inner: st.builds(
+        lambda names, each: {"type": "object", "properties": dict.fromkeys(names, each)},
+        st.lists(
+            st.sampled_from(["reason", "category", "a", "z", "propertyOrdering"]), unique=True, min_size=1
+        ),
+        inner,
+    ),
+    max_leaves=6,
+)
+
+
+def _names(schema: Json) -> object:
+    """The properties of a schema in their order, and those below them."""
+    return [(name, _names(each)) for name, each in schema.get("properties", {}).items()]
+
+
+@given(schemas)
+def test_what_was_spelled_is_restored_with_its_fields_in_their_order(schema: Json) -> None:
+    again = restored(spelled({"output": {"schema": schema}}))
+
+    assert _names(again["output"]["schema"]) == _names(schema)
+    assert digest(again) == digest({"output": {"schema": schema}})
+
+
+def test_an_ordering_that_the_team_wrote_itself_stays() -> None:
+    written: Json = {"properties": {"a": {}, "b": {}}, "propertyOrdering": ["a", "b"]}
+
+    assert restored(spelled(written)) == written
