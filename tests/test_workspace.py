@@ -200,7 +200,7 @@ def test_a_requested_base_is_compared_with_as_it_is(repository: Repository) -> N
     assert told(repository.changes(base=first)) == ["parameters.temperature: 0 > 1"]
 
 
-@pytest.mark.parametrize("base", ["no-such-branch", "--output=/tmp/x", "store:production"])
+@pytest.mark.parametrize("base", ["no-such-branch", "--output=/tmp/x"])
 def test_a_base_that_names_no_commit_is_refused(repository: Repository, base: str) -> None:
     with pytest.raises(SettingsError, match="--gate-base="):
         repository.changes(base=base)

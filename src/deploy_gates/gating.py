@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from deploy_gates import answers, clock, conclusion, documents, report, settings, workspace
+from deploy_gates import answers, baseline, clock, conclusion, documents, report, settings, workspace
 from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.config import ConfigChange
 from deploy_gates.core.errors import DeployGatesError, Unanswered
@@ -49,7 +49,7 @@ class Gating:
         self.settings = settings.load(self.root)
         self.started = self._now()
         self.chosen = _chosen_gates(config.getoption("gate"))
-        self.changes = workspace.changes(
+        self.changes = baseline.changes(
             self.root,
             self.settings,
             base=config.getoption("gate_base") or "",

@@ -85,11 +85,6 @@ class Git:
         return Base(commit=commit, name=name, is_head=commit == self.head)
 
     def _requested(self, requested: str) -> Base:
-        if requested.startswith("store:"):
-            raise SettingsError(
-                f"--gate-base={requested} asks a store, and this version compares with git only",
-                hint="name a commit, a branch, or a tag",
-            )
         commit = self.try_("rev-parse", "--verify", "--quiet", "--end-of-options", f"{requested}^{{commit}}")
         if not commit:
             raise SettingsError(

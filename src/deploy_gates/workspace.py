@@ -5,12 +5,12 @@ from __future__ import annotations
 import fnmatch
 import glob
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy_gates import difference, documents, git, settings
-from deploy_gates.core.config import ConfigChange, FieldChange, Snapshot
+from deploy_gates.core.config import ConfigChange, FieldChange, ModelConfig, Snapshot
 from deploy_gates.core.errors import DeployGatesError, Problem, SettingsError
 from deploy_gates.git import Base, Git
 from deploy_gates.settings import Settings
@@ -74,6 +74,45 @@ def changes(
         return Changes(changed=new, base="nothing", notes=(f"this is {why}: every config counts as new",))
     compared = repository.base(base, settled.default_branch)
     return _Comparing(root, settled, repository, compared, here, gate_all or settled.gate_all).changes(names)
+
+
+def changes_since(
+    root: Path,
+    settled: Settings,
+    served: Mapping[str, ModelConfig],
+    *,
+    base: str,
+    names: Sequence[str] = (),
+    gate_all: bool = False,
+) -> Changes:
+    """What differs from the configs in `served`, which are known by their names; `base` says where."""
+    here = config_files(root, settled)
+    _check_names(here, names)
+    repository = git.find(root)
+    head = repository.head if repository else ""
+    changed: list[ConfigChange] = []
+    unchanged: list[str] = []
+    for file in _chosen(here, names):
+        candidate = read_snapshot(root, file)
+        config = served.get(candidate.name)
+        if config is None:
+            changed.append(replace(_new(candidate), base=base))
+        elif not gate_all and candidate.config is not None and candidate.config.digest == config.digest:
+            unchanged.append(candidate.name)
+        else:
+            # What is served brings no golden cases: the candidate's judge both.
+            changed.append(
+                _change(replace(candidate, config=config, problems=(), texts={}), candidate, base, head)
+            )
+    here_names = {_name(file) for file in here}
+    return Changes(
+        changed=tuple(changed),
+        unchanged=tuple(unchanged),
+        deleted=tuple(sorted(set(served) - here_names)),
+        base=base,
+        commit=head,
+        is_dirty=bool(repository and repository.changed(head)) if head else False,
+    )
 
 
 class _Comparing:

@@ -16,6 +16,7 @@ from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, prin
 from deploy_gates.core.canonical import Json, JsonObject, short
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import Refusal, Refused, SettingsError
+from deploy_gates.store import STORE_VARIABLE
 
 if TYPE_CHECKING:
     from deploy_gates.core.promotion import Event, Moved, Standing, Token
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from deploy_gates.settings import Settings
     from deploy_gates.store import Store
 
-STORE_VARIABLE = "DEPLOY_GATES_STORE"
 ACTOR_VARIABLES = ("DEPLOY_GATES_ACTOR", "GITHUB_ACTOR", "GITLAB_USER_LOGIN")
 
 

@@ -25,7 +25,10 @@ def add(commands: Commands) -> None:
 
     diff = command(commands, "diff", _diff, "tell what changed in each config", "deploy-gates diff main")
     diff.add_argument(
-        "base", nargs="?", default="", help="compare with this commit (default: where HEAD left main)"
+        "base",
+        nargs="?",
+        default="",
+        help="compare with this commit, or with store:production (default: where HEAD left main)",
     )
     diff.add_argument(
         "--config", action="append", default=[], metavar="NAME", help="only this config; repeatable"
@@ -81,10 +84,10 @@ def _init(asked: argparse.Namespace) -> int:
 
 
 def _diff(asked: argparse.Namespace) -> int:
-    from deploy_gates import settings, workspace
+    from deploy_gates import baseline, settings, workspace
 
     root = workspace.find_root(Path.cwd())
-    found = workspace.changes(root, settings.load(root), base=asked.base, names=asked.config)
+    found = baseline.changes(root, settings.load(root), base=asked.base, names=asked.config)
     if asked.json:
         print_json(_diff_json(found))
         return DONE
