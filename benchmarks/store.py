@@ -4,7 +4,8 @@
     python benchmarks/store.py --only get,commit
 
 Rows that are compared are measured in turn, so that a machine whose speed drifts is as slow for both.
-PostgreSQL comes from the wheel the tests use, and flagd's provider from `pip install openfeature-provider-flagd`.
+PostgreSQL comes from the wheel the tests use; flagd is compared with where it is installed
+(`pip install openfeature-provider-flagd`).
 """
 
 from __future__ import annotations
@@ -451,11 +452,14 @@ def server(url: str) -> Iterator[tuple[str, str]]:
 
 LOAD = """
 import asyncio, json, sys, time
-host, port, token, seconds, connections = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), int(sys.argv[5])
+host, token = sys.argv[1], sys.argv[3]
+port, seconds, connections = int(sys.argv[2]), float(sys.argv[4]), int(sys.argv[5])
 def request(key):
     body = json.dumps({"context": {"targetingKey": key}}).encode()
-    return (f"POST /ofrep/v1/evaluate/flags/ticket-triage HTTP/1.1\\r\\nHost: {host}\\r\\nContent-Type: application/json\\r\\n"
-            f"Authorization: Bearer {token}\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n").encode() + body
+    head = ["POST /ofrep/v1/evaluate/flags/ticket-triage HTTP/1.1", f"Host: {host}",
+            "Content-Type: application/json", f"Authorization: Bearer {token}",
+            f"Content-Length: {len(body)}", "", ""]
+    return "\\r\\n".join(head).encode() + body
 async def worker(number, end, times):
     reader, writer = await asyncio.open_connection(host, port)
     asked = [request(f"user-{number}-{each}") for each in range(100)]
