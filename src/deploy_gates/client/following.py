@@ -17,7 +17,7 @@ from deploy_gates.client.config import Freshness
 from deploy_gates.client.feeds import Feed
 from deploy_gates.client.gate import Gate
 from deploy_gates.client.last_good import LastGood
-from deploy_gates.client.snapshot import EMPTY, Snapshot, accepted, changes
+from deploy_gates.client.snapshot import EMPTY, Snapshot, accepted, changes, inherited
 from deploy_gates.core.errors import DeployGatesError, WorkspaceError
 from deploy_gates.core.promotion import Acknowledgement, Serving
 from deploy_gates.core.tally import Tally
@@ -101,7 +101,7 @@ class Following:
             freshness=self._freshness,
             publish=self._publish,
             tell=self._tell,
-            snapshot=self.snapshot,
+            snapshot=inherited(self.snapshot),
         )
 
     def report(self, first: int, tallies: Sequence[Tally]) -> None:
@@ -306,6 +306,7 @@ def _served(snapshot: Snapshot, now: float) -> list[Acknowledgement]:
                 config=name,
                 revision=row.deployment.revision if row else 0,
                 age_ms=max(0, int((now - row.since) * 1000)) if row else 0,
+                reloaded=row.is_reload if row else False,
                 refused=declined.revision if declined else 0,
                 reason=declined.reason if declined else "",
             )

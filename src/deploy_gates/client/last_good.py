@@ -44,7 +44,7 @@ class LastGood:
             "format": FORMAT,
             "origin": _origin(self.url, self.environment),
             "environment": self.environment,
-            "deployments": [_spelled(row.deployment) for _, row in sorted(snapshot.rows.items())],
+            "deployments": [row.deployment.to_json() for _, row in sorted(snapshot.rows.items())],
             "configs": {},
             "prices": {},
         }
@@ -83,7 +83,7 @@ class LastGood:
             raise ValueError("it is the last good config of another store or environment")
         return Serving(
             environment=self.environment,
-            deployments=tuple(_deployment(each, self.environment) for each in list_(body["deployments"])),
+            deployments=tuple(Deployment.from_json(each) for each in list_(body["deployments"])),
             configs={digest: str(each).encode() for digest, each in object_(body["configs"]).items()},
             prices={digest: Price.from_json(each) for digest, each in object_(body["prices"]).items()},
         )
@@ -91,34 +91,3 @@ class LastGood:
 
 def _origin(url: str, environment: str) -> str:
     return hashlib.sha256(f"{url}\n{environment}".encode()).hexdigest()[:32]
-
-
-def _spelled(row: Deployment) -> Json:
-    return {
-        "config": row.config,
-        "revision": row.revision,
-        "baseline": row.baseline,
-        "candidate": row.candidate,
-        "weight_bp": row.weight_bp,
-        "salt": row.salt,
-    }
-
-
-def _deployment(value: Json, environment: str) -> Deployment:
-    raw = object_(value)
-    return Deployment(
-        config=str(raw["config"]),
-        environment=environment,
-        revision=whole(raw["revision"]),
-        baseline=str(raw["baseline"]),
-        candidate=str(raw["candidate"]),
-        weight_bp=whole(raw["weight_bp"]),
-        salt=str(raw["salt"]),
-    )
-
-
-def whole(value: Json) -> int:
-    """The value, which has to be a whole number."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{str(value)[:100]!r} stands where a whole number belongs")
-    return value

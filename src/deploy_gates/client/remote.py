@@ -17,7 +17,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
-from deploy_gates.client.last_good import whole
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.cost import Price
 from deploy_gates.core.errors import StoreError, StoreUnavailable
@@ -45,19 +44,18 @@ _BROKEN = (OSError, http.client.HTTPException, ValueError)
 class HttpFeed:
     """Reads a server's environment, with a thread of its own for the stream."""
 
-    def __init__(self, url: str, token: str, environment: str, *, silent_s: float = SILENT_S) -> None:
+    def __init__(self, url: str, token: str, environment: str) -> None:
         self._server = _Server.of(url)
         self.url = self._server.url
         self._token = token
         self._environment = environment
-        self._silent_s = silent_s
         self._reading = _Line(self._server, token)
         self._writing = _Line(self._server, token)
         self._path = f"/v1/environments/{quote(environment, safe='')}"
         self._etag = ""
         self._deployments: tuple[Deployment, ...] = ()
         self._prices: Mapping[str, Price] = {}
-        self._stream = _Stream(self._server, token, f"{self._path}/stream", silent_s)
+        self._stream = _Stream(self._server, token, f"{self._path}/stream")
 
     def read(self, known: Collection[str]) -> Serving:
         self._stream.begin()
@@ -91,6 +89,7 @@ class HttpFeed:
                 "config": each.config,
                 "revision": each.revision,
                 "age_ms": each.age_ms,
+                "reloaded": each.reloaded,
                 "refused": each.refused,
                 "reason": each.reason,
             }
@@ -114,7 +113,7 @@ class HttpFeed:
         for each in (self._reading, self._writing, self._stream):
             each.forget()
         _parents.append(self)
-        return HttpFeed(self.url, self._token, self._environment, silent_s=self._silent_s)
+        return HttpFeed(self.url, self._token, self._environment)
 
     def close(self) -> None:
         for each in (self._stream, self._reading, self._writing):
@@ -123,10 +122,10 @@ class HttpFeed:
     def _remember(self, answer: _Answer) -> None:
         try:
             body = object_(json.loads(answer.body))
-            deployments = tuple(_deployment(each, self._environment) for each in list_(body["deployments"]))
+            deployments = tuple(Deployment.from_json(each) for each in list_(body["deployments"]))
             prices = {digest: Price.from_json(each) for digest, each in object_(body["prices"]).items()}
         except (ValueError, KeyError, RecursionError) as error:
-            raise StoreError(f"what {self.url} answers is not what is served: {error}") from error
+            raise StoreError(f"{self.url} answers something else than what is served: {error}") from error
         self._etag, self._deployments, self._prices = answer.etag, deployments, prices
 
     def _config(self, digest: str) -> bytes | None:
@@ -296,11 +295,10 @@ def _body(response: http.client.HTTPResponse, deadline: float) -> bytes:
 class _Stream:
     """Listens to a server's events in a thread of its own, and opens the stream again when it breaks."""
 
-    def __init__(self, server: _Server, token: str, path: str, silent_s: float) -> None:
+    def __init__(self, server: _Server, token: str, path: str) -> None:
         self._server = server
         self._token = token
         self._path = path
-        self._silent_s = silent_s
         self._news = threading.Condition()
         self._is_open = False
         self._is_woken = False
@@ -321,15 +319,15 @@ class _Stream:
     def wait(self, timeout_s: float) -> bool:
         """Whether to read again: the server says so, or there is no stream and it is time to ask."""
         with self._news:
-            is_polling = not self._is_open
+            was_open = self._is_open
             self._news.wait_for(
-                lambda: self._is_woken or self._has_news() or (is_polling and self._is_open),
-                min(timeout_s, POLL_S) if is_polling else timeout_s,
+                lambda: self._is_woken or self._has_news() or self._is_open != was_open,
+                timeout_s if was_open else min(timeout_s, POLL_S),
             )
             if self._is_woken:
                 self._is_woken = False
                 return False
-            return self._has_news() or is_polling
+            return self._has_news() or not was_open or not self._is_open
 
     def wake(self) -> None:
         with self._news:
@@ -366,7 +364,7 @@ class _Stream:
 
     def _receive(self) -> None:
         """Listen to one stream, until it ends or says nothing for too long."""
-        connection = self._server.connection(min(ANSWER_S, self._silent_s))
+        connection = self._server.connection(min(ANSWER_S, SILENT_S))
         try:
             connection.connect()
             self._socket = connection.sock
@@ -378,7 +376,7 @@ class _Stream:
                 kind = response.headers.get_content_type()
                 if response.status != 200 or kind != "text/event-stream":
                     return
-                self._socket.settimeout(self._silent_s)
+                self._socket.settimeout(SILENT_S)
                 self._read_events(response)
         finally:
             self._socket = None
@@ -411,19 +409,6 @@ class _Stream:
 
 def _authorization(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _deployment(value: Json, environment: str) -> Deployment:
-    raw = object_(value)
-    return Deployment(
-        config=str(raw["config"]),
-        environment=environment,
-        revision=whole(raw["revision"]),
-        baseline=str(raw["baseline"]),
-        candidate=str(raw["candidate"]),
-        weight_bp=whole(raw["weight_bp"]),
-        salt=str(raw["salt"]),
-    )
 
 
 def _words(error: Exception) -> str:

@@ -37,6 +37,8 @@ class Row:
     """Since when, on the monotonic clock."""
     is_confirmed: bool = True
     """The store itself said so; otherwise it was found on disk."""
+    is_reload: bool = False
+    """It came while something else was served, or nothing: it was not there from the start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +58,8 @@ class Snapshot:
     """By digest."""
     declined: Mapping[str, Declined]
     """By config: the newest revision where that one is not served."""
+    is_first: bool = True
+    """The store itself has not been read yet."""
     missing: frozenset[str] = frozenset()
     """Served, but no longer named by the store, which forgets nothing: it may be another one."""
 
@@ -79,7 +83,8 @@ def accepted(serving: Serving, before: Snapshot, *, now: float, is_confirmed: bo
             rows[name] = old if old.is_confirmed else replace(old, is_confirmed=is_confirmed)
             continue
         try:
-            rows[name] = _row(deployment, serving, documents, now=now, is_confirmed=is_confirmed)
+            row = _row(deployment, serving, documents, now)
+            rows[name] = replace(row, is_confirmed=is_confirmed, is_reload=not before.is_first)
         except ValueError as error:
             declined[name] = Declined(revision=deployment.revision, reason=str(error)[:500])
             if old is not None:
@@ -89,6 +94,7 @@ def accepted(serving: Serving, before: Snapshot, *, now: float, is_confirmed: bo
         rows=rows | missing,
         documents=_bounded(documents, rows | missing),
         declined=declined,
+        is_first=before.is_first and not is_confirmed,
         missing=frozenset(missing),
     )
 
@@ -105,6 +111,12 @@ def changes(before: Snapshot, after: Snapshot) -> frozenset[str]:
     )
 
 
+def inherited(snapshot: Snapshot) -> Snapshot:
+    """The same for a child after a fork, which has served it from its start."""
+    rows = {name: replace(row, is_reload=False) for name, row in snapshot.rows.items()}
+    return replace(snapshot, rows=rows)
+
+
 def _is_same(one: Deployment, other: Deployment) -> bool:
     return _identity(one) == _identity(other)
 
@@ -113,14 +125,7 @@ def _identity(row: Deployment) -> tuple[object, ...]:
     return (row.revision, row.baseline, row.candidate, row.weight_bp, row.salt)
 
 
-def _row(
-    deployment: Deployment,
-    serving: Serving,
-    documents: dict[str, Document],
-    *,
-    now: float,
-    is_confirmed: bool,
-) -> Row:
+def _row(deployment: Deployment, serving: Serving, documents: dict[str, Document], now: float) -> Row:
     fault = problem(deployment)
     if fault:
         raise ValueError(fault)
@@ -146,7 +151,6 @@ def _row(
         baseline=arms[Arm.BASELINE],
         candidate=arms.get(Arm.CANDIDATE),
         since=now,
-        is_confirmed=is_confirmed,
     )
 
 
