@@ -31,6 +31,8 @@ from deploy_gates.core.promotion import (
 from deploy_gates.core.tally import Tally
 
 DEFAULT_URL = "sqlite:///.deploy-gates/store.db"
+STORE_VARIABLE = "DEPLOY_GATES_STORE"
+"""The environment variable that names the store, before the settings do."""
 LEASE_TTL = timedelta(seconds=15)
 LEASE_MAX = timedelta(minutes=10)
 """No lease is longer: one that claims to be was given before the clock was set back, and holds nobody up."""
