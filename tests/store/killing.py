@@ -53,7 +53,9 @@ def kill(url: str, times: int, seed: int) -> dict[str, object]:
         problems += runner.problems(store, found)
         acknowledged = max((int(each) for each in words if each.isdigit()), default=0)
         if found.revision < max(seen, acknowledged):
-            problems.append(f"r{max(seen, acknowledged)} was acknowledged, and the store is at r{found.revision}")
+            problems.append(
+                f"r{max(seen, acknowledged)} was acknowledged, and the store is at r{found.revision}"
+            )
         moved += found.revision - seen
         seen = found.revision
     store.close()
@@ -145,4 +147,4 @@ def _move(digest: str, expected: int, fence: int, key: str) -> Move:
 if __name__ == "__main__":
     what, where, times, *rest = sys.argv[1:]
     made = kill(where, int(times), int(rest[0])) if what == "kill" else race(where, int(times))
-    print(json.dumps(made))
+    sys.stdout.write(json.dumps(made))
