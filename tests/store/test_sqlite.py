@@ -249,13 +249,12 @@ def test_eight_processes_that_write_all_get_their_turn(store: SqliteStore) -> No
         store = SqliteStore(Path(sys.argv[1]), durable=False)
         print("ready", flush=True)
         sys.stdin.readline()
-        end, made, slowest = time.monotonic() + 1.5, 0, 0.0
+        end, made = time.monotonic() + 1.5, 0
         while time.monotonic() < end:
-            began = time.monotonic()
             served = [Acknowledgement(config="c", revision=1, age_ms=0)]
             store.acknowledge(sys.argv[2], "n", "development", served)
-            made, slowest = made + 1, max(slowest, time.monotonic() - began)
-        print(made, slowest)
+            made += 1
+        print(made)
         """
     )
     processes = [
@@ -271,10 +270,13 @@ def test_eight_processes_that_write_all_get_their_turn(store: SqliteStore) -> No
         assert each.stdout is not None
         each.stdout.readline()
 
-    told = [each.communicate("go\n")[0].split() for each in processes]
-    made = [int(each[0]) for each in told]
+    for each in processes:
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    made = [int(each.communicate()[0]) for each in processes]
 
-    assert min(made) > 0.1 * sum(made) / len(made), made
+    assert min(made) > 0.3 * sum(made) / len(made), made
 
 
 def test_a_reader_sees_no_half_of_a_migration(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
