@@ -22,6 +22,11 @@ class Served:
     config: ModelConfig
     price: Price | None = None
     """What a call costs; `None`: nobody said, and no cost is reported."""
+    canary: str = ""
+    """The salt of the canary that runs, on both arms; empty: none. While one runs, users are counted as well.
+
+    Whoever makes a `Served` of a deployment sets it: `deployment.salt if deployment.candidate else ""`.
+    """
 
     @property
     def document(self) -> JsonObject:
