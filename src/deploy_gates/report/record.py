@@ -12,7 +12,11 @@ from deploy_gates.core.promotion import Deployment, Event, Kind, Standing
 from deploy_gates.report.text import ascii_only, clip, counted, pad, visible, wrap
 
 _GREEN, _RED, _YELLOW, _DIM, _BOLD = "32", "31", "33", "2", "1"
-WIDTH_MIN = 72
+WIDTH_MIN = 80
+_INDENT, _WHAT, _LOG_WIDTH = 43, 28, 96
+"""Columns of the log: where it says what was done, how much room that has, what all of it takes."""
+NAME_MAX = 20
+"""Columns of a config's name; longer ones are clipped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +41,8 @@ def status(standings: Sequence[Standing], terminal: Terminal, *, now: datetime) 
     if not standings:
         return ["nothing was promoted yet"]
     names = max(len("config"), *(len(each.deployment.config) for each in standings))
-    columns = (min(names, 28) + 2, 14, 24, 14)
-    heads = ("config", "environment", "serves", "since", "clients")
+    columns = (min(names, NAME_MAX) + 2, 14, 26)
+    heads = ("config", "environment", "serves", "since")
     lines = ["", "  " + terminal.ink(_row(terminal, heads, columns), _DIM)]
     for config, group in groupby(standings, key=lambda each: each.deployment.config):
         title = config
@@ -59,14 +63,14 @@ def history(events: Iterable[Event], terminal: Terminal) -> list[str]:
             color = _RED if event.kind == Kind.ROLLBACK else _YELLOW if event.kind == Kind.CANARY else _GREEN
             revision = f"r{event.revision}"
             by = f"by {event.actor}" + (f", evidence {short(event.evidence)}" if event.evidence else "")
-            lines.append(
-                f"  {when}  {event.environment:<12} {revision:<6} "
-                f"{terminal.ink(what, color)}{' ' * max(2, 28 - len(what))}{terminal.said(by)}"
-            )
-            if event.reason:
+            lines.append(f"  {when}  {event.environment:<12} {revision:<6} {terminal.ink(what, color)}")
+            below = [terminal.said(by)]
+            if terminal.width >= _LOG_WIDTH:
+                lines[-1] += " " * max(2, _WHAT - len(what)) + below.pop()
+            below += [terminal.said(event.reason)] if event.reason else []
+            for text in below:
                 lines += [
-                    " " * 43 + terminal.ink(line, _DIM)
-                    for line in wrap(terminal.said(event.reason), terminal.width - 43)
+                    " " * _INDENT + terminal.ink(line, _DIM) for line in wrap(text, terminal.width - _INDENT)
                 ]
     return [*lines, ""] if lines else ["nothing was promoted yet"]
 
@@ -108,13 +112,12 @@ def moved(standing: Standing, replayed: bool, terminal: Terminal) -> list[str]:
 
 def _following(standing: Standing) -> str:
     """`14 of 14 clients after 38 ms`; how many refuse is said, too."""
-    if not standing.instances:
-        return "no client"
     said = f"{len(standing.following)} of {counted(len(standing.instances), 'client')}"
     if standing.took is not None:
         said += f" after {_span(standing.took)}"
     refusing = [each for each in standing.instances if each.refused]
-    return f"{said}, {len(refusing)} refuse" if refusing else said
+    verb = "refuses" if len(refusing) == 1 else "refuse"
+    return f"{said}, {len(refusing)} {verb}" if refusing else said
 
 
 def _standing(
@@ -122,7 +125,7 @@ def _standing(
 ) -> Iterator[str]:
     found = standing.deployment
     since = f"r{found.revision}, {_ago(now - found.changed_at)}" if found.changed_at else ""
-    cells = (title, found.environment, _serves(found), since, _following(standing))
+    cells = (title, found.environment, _serves(found), since)
     yield "  " + _row(terminal, cells, columns)
     verb = {Kind.PROMOTE: "promoted", Kind.CANARY: "canary", Kind.ROLLBACK: "rolled back"}
     what = f"{verb[found.kind]} by {found.actor}" if found.kind else ""
@@ -130,6 +133,9 @@ def _standing(
     indent = 2 + columns[0] + columns[1]
     text = clip(terminal.said(what + reason), terminal.width - indent, ellipsis=terminal.said("…"))
     yield " " * indent + terminal.ink(text, _YELLOW if found.kind is Kind.ROLLBACK else _DIM)
+    if standing.instances:
+        is_whole = len(standing.following) == len(standing.instances)
+        yield " " * indent + terminal.ink(_following(standing), _GREEN if is_whole else _YELLOW)
     yield from _refusing(standing, indent, terminal)
 
 
