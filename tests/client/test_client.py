@@ -102,7 +102,7 @@ def test_callbacks_are_told_what_changed_until_they_want_no_more(
     releasing.release(1, "other")
     told: list[frozenset[str]] = []
     with connect(url) as client:
-        client.on_change(lambda _: print(1 // 0))
+        client.on_change(_fail)
         unsubscribe = client.on_change(told.append)
 
         releasing.release(2)
@@ -113,6 +113,10 @@ def test_callbacks_are_told_what_changed_until_they_want_no_more(
 
         assert told == [frozenset({"triage"})]
     assert "a callback of on_change failed" in caplog.text
+
+
+def _fail(names: frozenset[str]) -> None:
+    raise ZeroDivisionError(str(names))
 
 
 def test_waiting_for_a_revision_that_does_not_come_ends_in_time(url: str, releasing: Team) -> None:
