@@ -199,6 +199,9 @@ import os, sys
 from pathlib import Path
 from deploy_gates.client import ConfigClient
 
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 client = ConfigClient(sys.argv[1], environment="development", last_good=None)
 workers = []
 for _ in range(3):
@@ -206,12 +209,12 @@ for _ in range(3):
     if not worker:
         with client.get("triage").call():
             pass
-        print("worker at", client.revision("triage"), flush=True)
-        print("worker at", client.wait_for("triage", 2, 20) and client.revision("triage"), flush=True)
+        say("worker at", client.revision("triage"))
+        say("worker at", client.wait_for("triage", 2, 20) and client.revision("triage"))
         sys.exit(0)
     workers.append(worker)
 codes = [os.waitpid(worker, 0)[1] for worker in workers]
-print("master at", client.wait_for("triage", 2, 20) and client.revision("triage"), codes, flush=True)
+say("master at", client.wait_for("triage", 2, 20) and client.revision("triage"), codes)
 """
 
 
