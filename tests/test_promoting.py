@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -23,7 +24,7 @@ from deploy_gates.core.policy import Policy
 from deploy_gates.core.promotion import Kind
 from deploy_gates.store import Store, open_store
 from deploy_gates.testing import NOW, POLICY, a_document, a_release
-from project import Project
+from project import Project, case
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,7 +53,7 @@ def an_evidence(
         "spent_nanousd": 0,
         "provenance": Provenance(
             policy_digest=policy,
-            price_source="declared",
+            price_source="genai-prices 0; declared in pyproject.toml",
             commit="0d4be12",
             is_dirty=False,
             tool_version="0.1.0",
@@ -256,10 +257,13 @@ def run(project: Project, tmp_path: Path) -> Command:
 
 def seal(project: Project, verdict: Verdict = Verdict.PASS) -> str:
     """Put evidence for the config as it is where the gates put it; the digest."""
-    config = workspace.read_snapshot(project.root, "golden/triage/config.yaml").config
+    snapshot = workspace.read_snapshot(project.root, "golden/triage/config.yaml")
+    config = snapshot.config
     assert config is not None
     policy = settings.load(project.root).policy.digest
-    evidence = an_evidence(config.digest, config="triage", policy=policy)
+    evidence = an_evidence(
+        config.digest, config="triage", policy=policy, dataset_digest=snapshot.cases_digest
+    )
     if verdict is not Verdict.PASS:
         evidence = failing(evidence, verdict)
     envelope.write(project.root / ".deploy-gates/evidence" / f"triage-{short(config.digest)}.json", evidence)
@@ -312,6 +316,22 @@ def test_a_changed_policy_has_to_be_adopted_and_then_old_evidence_no_longer_coun
 
     assert json.loads(refused.stdout)["refusal"] == "policy"
     assert adopted.returncode == 0, adopted.stdout
+
+
+def test_evidence_found_with_other_cases_or_prices_is_refused(project: Project, run: Command) -> None:
+    digest = seal(project)
+    project.cases([case(1), case(2)])
+    cases = run("promote", "triage", "--to", "development")
+    seal(project)
+    text = (project.root / "golden/triage/cases.jsonl").read_bytes()
+    priced = an_evidence(digest, config="triage", dataset_digest=hashlib.sha256(text).hexdigest())
+    priced = replace(priced, provenance=replace(priced.provenance, price_source="genai-prices 0"))
+    envelope.write(project.root / "theirs.json", priced)
+    prices = run("promote", "triage", "--to", "development", "--evidence", "theirs.json")
+
+    assert [cases.returncode, prices.returncode] == [1, 1]
+    assert "the golden cases of triage have changed since the gates ran" in cases.stderr
+    assert "the prices of triage have changed since the gates ran" in prices.stderr
 
 
 def test_a_canary_is_a_weight_and_a_rollback_ends_it(project: Project, run: Command) -> None:

@@ -47,14 +47,31 @@ def admit(
     keys: Sequence[PublicKey] = (),
     require_signature: bool = False,
     policy: Policy | None = None,
+    dataset: str = "",
+    prices: str = "",
 ) -> Record:
     """Verify evidence and have the store keep it, with the environments it opens.
 
-    `EnvelopeError` for evidence that cannot be trusted, `Refused` for that of a config nobody kept. Evidence
-    that fails is kept as well: it revokes what passed before.
+    With `dataset`, the digest of the golden cases as they are now, and `prices`, where prices are from now,
+    evidence found with others is refused. `EnvelopeError` for evidence that cannot be trusted, `Refused` for
+    that of a config nobody kept. Evidence that fails is kept as well: it revokes what passed before.
     """
     found = envelope.verify(enclosed, keys, require_signature=require_signature)
     evidence = found.evidence
+    outdated = [
+        what
+        for what, now, then in (
+            ("golden cases", dataset, (evidence.dataset_digest,)),
+            ("prices", prices, evidence.provenance.price_source.split("; ")),
+        )
+        if now and now not in then
+    ]
+    if outdated:
+        raise Refused(
+            Refusal.EVIDENCE,
+            f"the {outdated[0]} of {evidence.config} have changed since the gates ran",
+            hint="run `pytest --deploy-gates` again",
+        )
     opens = {
         name: until
         for name in ENVIRONMENTS

@@ -162,13 +162,12 @@ def _promote(asked: argparse.Namespace) -> int:
     settled = settings.load(root)
     weight_bp = _weight(asked.weight)
     with _store(asked) as store:
-        digest = (
-            _kept(store, asked.config, asked.digest)
-            if asked.digest
-            else _handed_in(store, root, settled, asked.config)
-        )
-        for path in _evidence_files(root, asked, digest):
-            _admit(store, root, settled, path)
+        if asked.digest:
+            digest = _kept(store, asked.config, asked.digest)
+            if asked.evidence:
+                _admit(store, root, settled, Path(asked.evidence))
+        else:
+            digest = _handed_in(store, root, settled, asked)
         moved = runner.promote(
             store,
             config=asked.config,
@@ -203,18 +202,18 @@ def _rollback(asked: argparse.Namespace) -> int:
         return _show(store, moved, asked.json)
 
 
-def _handed_in(store: Store, root: Path, settled: Settings, name: str) -> str:
-    """Have the store keep the config as it is in the work tree; its digest."""
+def _handed_in(store: Store, root: Path, settled: Settings, asked: argparse.Namespace) -> str:
+    """Have the store keep the config as it is in the work tree, and the evidence for it; the digest."""
     from deploy_gates import catalog, clock, runner, workspace
     from deploy_gates.core.canonical import spelled
 
     files = _files(root, settled)
-    if name not in files:
+    if asked.config not in files:
         known = ", ".join(sorted(files)) or "none at all"
         raise SettingsError(
-            f"there is no config {name!r} in {root.name}", hint=f"known: {known}; or name a --digest"
+            f"there is no config {asked.config!r} in {root.name}", hint=f"known: {known}; or name a --digest"
         )
-    snapshot = workspace.read_snapshot(root, files[name])
+    snapshot = workspace.read_snapshot(root, files[asked.config])
     if snapshot.config is None:
         raise SettingsError("\n".join(str(each) for each in snapshot.problems))
     price = catalog.price(
@@ -224,29 +223,35 @@ def _handed_in(store: Store, root: Path, settled: Settings, name: str) -> str:
         service_tier=str(snapshot.config.parameters.get("service_tier", "")),
         base_url=snapshot.config.environment("production").base_url,
     )
-    return runner.keep(store, name, spelled(snapshot.config.document), price)
+    digest = runner.keep(store, asked.config, spelled(snapshot.config.document), price)
+    sealed = root / workspace.STATE_FOLDER / "evidence" / f"{asked.config}-{short(digest)}.json"
+    if asked.evidence or sealed.exists():
+        path = Path(asked.evidence) if asked.evidence else sealed
+        _admit(store, root, settled, path, snapshot.cases_digest, price.source if price else "")
+    return digest
+
+
+def _admit(
+    store: Store, root: Path, settled: Settings, path: Path, dataset: str = "", prices: str = ""
+) -> None:
+    from deploy_gates import envelope, runner
+
+    keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
+    runner.admit(
+        store,
+        envelope.read(path),
+        keys=keys,
+        require_signature=bool(keys),
+        policy=settled.policy,
+        dataset=dataset,
+        prices=prices,
+    )
 
 
 def _files(root: Path, settled: Settings) -> dict[str, str]:
     from deploy_gates import workspace
 
     return {Path(each).parent.name: each for each in workspace.config_files(root, settled)}
-
-
-def _evidence_files(root: Path, asked: argparse.Namespace, digest: str) -> list[Path]:
-    from deploy_gates.workspace import STATE_FOLDER
-
-    if asked.evidence:
-        return [Path(asked.evidence)]
-    sealed = root / STATE_FOLDER / "evidence" / f"{asked.config}-{short(digest)}.json"
-    return [sealed] if sealed.exists() else []
-
-
-def _admit(store: Store, root: Path, settled: Settings, path: Path) -> None:
-    from deploy_gates import envelope, runner
-
-    keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
-    runner.admit(store, envelope.read(path), keys=keys, require_signature=bool(keys), policy=settled.policy)
 
 
 def _kept(store: Store, config: str, beginning: str) -> str:
