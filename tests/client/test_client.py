@@ -13,6 +13,7 @@ import time
 import timeit
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from releases import ENVIRONMENT, PATIENCE_S, PRICE, Team, digest, document, eventually, follows, team
@@ -209,6 +210,20 @@ def test_keys_are_drawn_by_their_bucket_and_nobody_else_gets_the_candidate(url: 
             config = client.get("triage", key)
             assert (config.key, config.digest, config.revision) == (key, digest(2), revision)
             assert client.assign("triage", key) is client.arms("triage")[1]
+
+
+def test_keys_that_are_no_proper_text_are_drawn_as_well(url: str, releasing: Team) -> None:
+    """A service that passes numbers must not fail for the first time when a canary begins."""
+    releasing.release(1)
+    releasing.release(2, weight_bp=5_000)
+    keys: list[Any] = [*range(100), *(f"{number}\ud800" for number in range(100))]
+
+    with connect(url) as client:
+        drawn = [client.get("triage", key).arm for key in keys]
+        again = [client.get("triage", key if isinstance(key, str) else str(key)).arm for key in keys]
+
+    assert drawn == again
+    assert set(drawn[:100]) == set(drawn[100:]) == set(Arm)
 
 
 @pytest.mark.parametrize("weight_bp", [1, 9_999])

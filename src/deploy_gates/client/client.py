@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CLOSE_OUTCOMES_S = 0.4
 """How long `close` tries to deliver the last tallies."""
-CLOSE_THREADS_S = 0.4
+CLOSE_THREADS_S = 0.3
 """And how long it waits for its threads after that."""
 DEFAULT_CACHE = Path("~/.cache")
 """Stands for the last good config's own place in the cache of this user."""
@@ -96,7 +96,10 @@ class ConfigClient:
         if salted is None or candidate is None or key is None:
             return Config(baseline, key)
         drawn = salted.copy()
-        drawn.update(key.encode())
+        try:
+            drawn.update(key.encode())
+        except (AttributeError, UnicodeEncodeError):  # it would fail while a canary runs, and only then
+            drawn.update(str(key).encode("utf-8", "surrogatepass"))
         return Config(candidate if drawn.digest() < limit else baseline, key)
 
     def assign(self, name: str, key: str | None) -> Served:

@@ -23,10 +23,10 @@ PRIVATE = 0o600
 """Prompts are nobody else's business."""
 
 
-def default_path(url: str, environment: str) -> Path:
-    """One file per store and environment, in the cache of this user."""
+def default_path(url: str, environment: str) -> Path | None:
+    """One file per store and environment, in the cache of this user; `None` for a user without a home."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "deploy-gates" / f"{_origin(url, environment)}.json"
+    return None if root.startswith("~") else Path(root) / "deploy-gates" / f"{_origin(url, environment)}.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
