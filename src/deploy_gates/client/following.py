@@ -30,6 +30,8 @@ ACK_EVERY_S = 0.05
 """At most so often the store is told what is served."""
 ACK_AGAIN_S = 1.0
 """When it did not work."""
+CHILD_QUIET_S = 0.3
+"""A child says nothing for so long: many only start another program, and are gone."""
 HEARTBEAT_S = 10.0
 """At least so often."""
 SAVE_EVERY_S = 1.0
@@ -56,6 +58,7 @@ class Following:
         publish: Callable[[Snapshot], None],
         tell: Callable[[frozenset[str]], None],
         snapshot: Snapshot = EMPTY,
+        quiet_s: float = 0.0,
     ) -> None:
         self._feed = feed
         self._environment = environment
@@ -66,6 +69,7 @@ class Following:
         self._publish = publish
         self._tell = tell
         self.snapshot = snapshot
+        self._quiet_s = quiet_s
         self.instance = os.urandom(8).hex()
         self.has_read = threading.Event()
         """Set once there is something to serve, or the store has said that there is nothing."""
@@ -102,6 +106,7 @@ class Following:
             publish=self._publish,
             tell=self._tell,
             snapshot=inherited(self.snapshot),
+            quiet_s=CHILD_QUIET_S,
         )
 
     def report(self, first: int, tallies: Sequence[Tally]) -> None:
@@ -229,7 +234,7 @@ class Following:
     # --- Errands --------------------------------------------------------------------------------
 
     def _run_errands(self) -> None:
-        acknowledge_at = heartbeat_at = save_at = time.monotonic()
+        acknowledge_at = heartbeat_at = save_at = time.monotonic() + self._quiet_s
         while not self._stop.is_set():
             due = [heartbeat_at]
             due += [acknowledge_at] if self._unacknowledged else []
