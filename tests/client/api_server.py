@@ -56,6 +56,8 @@ class ApiServer:
         self.is_silent = False
         """Streams say nothing more, and stay open."""
         self.is_without_stream = False
+        self.is_naming_etags_otherwise = False
+        """Streams spell ETags in another way than answers do."""
         self.moved = threading.Condition()
         self.is_stopped = False
 
@@ -204,12 +206,9 @@ class _Conversation(BaseHTTPRequestHandler):
                 with api.moved:
                     etag = api.etag
                 if not api.is_silent:
-                    news = (
-                        f'event: changed\ndata: {{"etag": {json.dumps(etag)}}}\n\n'
-                        if etag != said
-                        else ":\n\n"
-                    )
-                    self._write_chunk(news.encode())
+                    named = json.dumps({"etag": f"W/{etag}" if api.is_naming_etags_otherwise else etag})
+                    news = f"event: changed\ndata: {named}\n\n"
+                    self._write_chunk((news if etag != said else ":\n\n").encode())
                     said = etag
                 with api.moved:
                     if api.etag == said or api.is_silent:

@@ -227,6 +227,16 @@ def test_heartbeats_keep_a_stream_open(server: ApiServer, monkeypatch: pytest.Mo
         assert follows(client, server.release(2))
 
 
+def test_a_stream_that_names_etags_in_its_own_way_is_not_asked_after_for_ever(server: ApiServer) -> None:
+    server.change(is_naming_etags_otherwise=True)
+    server.release(1)
+    with connect(server) as client:
+        assert follows(client, server.release(2))
+        assert follows(client, server.release(3))
+
+        assert not eventually(lambda: server.count("GET", ENVIRONMENT, 304) > 5, timeout_s=0.3)
+
+
 def test_without_a_stream_changes_are_found_by_asking(server: ApiServer) -> None:
     server.change(is_without_stream=True)
     server.release(1)

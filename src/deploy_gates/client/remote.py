@@ -58,7 +58,7 @@ class HttpFeed:
         self._stream = _Stream(self._server, token, f"{self._path}/stream")
 
     def read(self, known: Collection[str]) -> Serving:
-        self._stream.begin()
+        self._stream.take()
         condition = {"If-None-Match": self._etag} if self._etag else {}
         answer = self._reading.ask("GET", self._path, headers=condition)
         if answer.status == 200:
@@ -303,15 +303,17 @@ class _Stream:
         self._is_open = False
         self._is_woken = False
         self._told = ""
-        """The ETag the server named last."""
+        """The ETag the server named last, and nobody has read since."""
         self.seen = ""
         """The ETag that was read last."""
         self._stop = threading.Event()
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
-    def begin(self) -> None:
-        """Listen, if nobody does yet."""
+    def take(self) -> None:
+        """The news are being read. Listen, if nobody does yet."""
+        with self._news:
+            self._told = ""
         if self._thread is None and not self._stop.is_set():
             self._thread = threading.Thread(target=self._listen, name="deploy-gates stream", daemon=True)
             self._thread.start()
