@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -223,14 +224,20 @@ class _Conversation(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(
-    token: str = "dg_1_secret", *, api: ApiServer | None = None, port: int = 0
+    token: str = "dg_1_secret",
+    *,
+    api: ApiServer | None = None,
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[ApiServer]:
     """A server on a free port; with the state of an earlier one and its port, that one come back."""
     api = api or ApiServer(token)
     api.is_stopped = False
     listener = _Listener(api, port)
+    if tls is not None:
+        listener.socket = tls.wrap_socket(listener.socket, server_side=True)
     api.port = listener.server_address[1]
-    api.url = f"http://127.0.0.1:{api.port}"
+    api.url = f"http{'s' if tls else ''}://127.0.0.1:{api.port}"
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from api_server import ApiServer, serving
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from releases import ENVIRONMENT, PRICE, digest, eventually, follows
 
+from deploy_gates import clock
 from deploy_gates.client import ConfigClient, remote
 from deploy_gates.core.errors import ConfigUnavailable
 from deploy_gates.core.tally import Arm
@@ -56,6 +66,59 @@ def test_a_document_is_fetched_once_and_what_did_not_change_is_not_sent(server: 
         server.change(status=0)
         assert eventually(lambda: not client.is_stale)
         assert server.count("GET", ENVIRONMENT, 304) >= 1
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A certificate for this machine, which this process trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(1)
+        .not_valid_before(clock.now() - timedelta(days=1))
+        .not_valid_after(clock.now() + timedelta(days=1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, secret = tmp_path / "cert.pem", tmp_path / "key.pem"
+    pem.write_bytes(made.public_bytes(Encoding.PEM))
+    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, secret)
+    return context
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_client_follows_over_tls_also_in_a_child(tls: ssl.SSLContext) -> None:
+    with serving(tls=tls) as server:
+        server.release(1)
+        with connect(server) as client:
+            assert eventually(lambda: server.streams == 1)
+            child = os.fork()
+            if not child:
+                os._exit(0 if follows(client, 2) and client.get("triage").digest == digest(2) else 1)
+            assert eventually(lambda: server.streams == 2)
+            server.release(2)
+
+            assert follows(client, 2)
+            assert os.waitpid(child, 0)[1] == 0
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 1
+
+
+def test_a_server_whose_certificate_nobody_trusts_is_not_read(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with serving(tls=tls) as server:
+        server.release(1)
+
+        with connect(server, wait_s=0.5) as client, pytest.raises(ConfigUnavailable, match="certificate"):
+            client.get("triage")
 
 
 def test_a_canary_is_served_over_http(server: ApiServer) -> None:
