@@ -239,6 +239,8 @@ class _Delivery:
         """How many flushes were asked for, tried, and done."""
         self._is_closing = False
         self._is_over = False
+        self._is_delivered = True
+        """By the time it was closed."""
 
     def start(self) -> None:
         """Start the thread, unless another caller is just doing it."""
@@ -258,6 +260,8 @@ class _Delivery:
         """Whether all there is was delivered within the time."""
         if self.thread is None:
             return not self.queue.events
+        if self._is_over:
+            return self._is_delivered
         with self._changed:
             self._asked += 1
             asked = self._asked
@@ -274,12 +278,12 @@ class _Delivery:
         self.queue.is_open = False
         if was_closing or self.thread is None:
             return
-        is_delivered = self.flush(timeout_s)
+        self._is_delivered = self.flush(timeout_s)
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
         self.thread.join(max(0.0, deadline - time.monotonic()))
-        if not is_delivered:
+        if not self._is_delivered:
             log.warning("the client was closed before all outcomes were delivered: the last ones are lost")
 
     # --- The thread -----------------------------------------------------------------------------
