@@ -20,8 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from importlib import resources
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -40,7 +39,6 @@ from deploy_gates.core.promotion import (
     Move,
     Moved,
     Record,
-    Scope,
     Serving,
     Token,
     netstrings,
@@ -48,6 +46,27 @@ from deploy_gates.core.promotion import (
 from deploy_gates.core.refusals import Facts
 from deploy_gates.core.tally import Tally
 from deploy_gates.store import INSTANCE_TTL, LEASE_MAX, LEASE_TTL, ROWS_MAX, TALLIES_KEPT, Upgraded
+from deploy_gates.store.rows import (
+    check_current,
+    check_not_newer,
+    deployment_of,
+    event_of,
+    instance_of,
+    keys_of,
+    lease_of,
+    maybe_deployment_of,
+    migrations,
+    ms_of,
+    of_acknowledgement,
+    of_move,
+    of_record,
+    of_tallies,
+    of_token,
+    record_of,
+    span_ms,
+    time_of,
+    token_of,
+)
 
 FIXED_IN = (3, 51, 3)
 """The first SQLite without the WAL-reset bug."""
@@ -98,7 +117,7 @@ class SqliteStore:
         )
         before = _version(connection)
         known = _migrations()
-        _check_not_newer(before, len(known), self.url)
+        check_not_newer(before, len(known), self.url)
         for version in range(before + 1, len(known) + 1):
             for statement in _statements(known[version - 1]):
                 connection.execute(statement)
@@ -106,14 +125,7 @@ class SqliteStore:
         return Upgraded(before=before, after=len(known))
 
     def check(self) -> None:
-        version = self._read(_version)
-        _check_not_newer(version, len(_migrations()), self.url)
-        if version < len(_migrations()):
-            raise StoreError(
-                f"the tables of {self.url} are of version {version}, "
-                f"and this program wants {len(_migrations())}",
-                hint="deploy-gates store upgrade",
-            )
+        check_current(self._read(_version), len(_migrations()), self.url)
 
     def warnings(self) -> tuple[str, ...]:
         if sqlite3.sqlite_version_info >= FIXED_IN:
@@ -157,23 +169,15 @@ class SqliteStore:
             added = connection.execute(
                 "INSERT INTO evidence "
                 "(id, config, digest, policy, verdict, finished_at_ms, signed_by, envelope) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-                (
-                    record.id,
-                    record.config,
-                    record.digest,
-                    record.policy,
-                    record.verdict,
-                    _ms(record.finished_at),
-                    record.signed_by,
-                    record.envelope,
-                ),
+                "VALUES (:id, :config, :digest, :policy, :verdict, :finished_at_ms, :signed_by, :envelope) "
+                "ON CONFLICT (id) DO NOTHING",
+                of_record(record),
             )
             if added.rowcount == 0:
                 return False
             connection.executemany(
                 "INSERT INTO admission (evidence, environment, valid_until_ms) VALUES (?, ?, ?)",
-                [(record.id, name, _ms(until)) for name, until in record.admitted_until.items()],
+                [(record.id, name, ms_of(until)) for name, until in record.admitted_until.items()],
             )
             return True
 
@@ -186,7 +190,7 @@ class SqliteStore:
                 "ORDER BY finished_at_ms DESC, id LIMIT ?",
                 (config, digest, limit),
             ).fetchall()
-            return tuple(_record(row, _admissions(connection, row["id"])) for row in rows)
+            return tuple(record_of(row, _admissions(connection, row["id"])) for row in rows)
 
         return self._read(read)
 
@@ -197,8 +201,8 @@ class SqliteStore:
             "config": config,
             "environment": environment,
             "owner": owner,
-            "ttl_ms": _span_ms(ttl),
-            "max_ms": _span_ms(LEASE_MAX),
+            "ttl_ms": span_ms(ttl),
+            "max_ms": span_ms(LEASE_MAX),
         }
 
         def take(connection: sqlite3.Connection) -> Lease:
@@ -207,50 +211,36 @@ class SqliteStore:
                 raise refusals.no_environment(environment)
             row = _first(connection.execute(_ACQUIRE, values))
             if row is not None:
-                return _lease(row)
+                return lease_of(row)
             holder = _one(connection, config, environment)
             assert holder is not None, "a lease that could not be taken is held in a row"
-            raise refusals.held(_deployment(holder), self._now())
+            raise refusals.held(deployment_of(holder), self._now())
 
         return self._write(take)
 
     def renew(self, lease: Lease, ttl: timedelta = LEASE_TTL) -> Lease:
         def hold(connection: sqlite3.Connection) -> Lease:
-            row = _first(connection.execute(_RENEW, _of_lease(lease) | {"ttl_ms": _span_ms(ttl)}))
+            row = _first(connection.execute(_RENEW, keys_of(lease) | {"ttl_ms": span_ms(ttl)}))
             if row is None:
                 raise refusals.lost(
-                    lease, _maybe_deployment(_one(connection, lease.config, lease.environment))
+                    lease, maybe_deployment_of(_one(connection, lease.config, lease.environment))
                 )
-            return _lease(row)
+            return lease_of(row)
 
         return self._write(hold)
 
     def release(self, lease: Lease) -> None:
-        self._run(_RELEASE, _of_lease(lease))
+        self._run(_RELEASE, keys_of(lease))
 
     # --- Moves ----------------------------------------------------------------------------------
 
     def move(self, move: Move) -> Moved:
-        values = {
-            "config": move.config,
-            "environment": move.environment,
-            "kind": move.kind.value,
-            "digest": move.digest,
-            "weight_bp": move.weight_bp,
-            "salt": move.salt,
-            "expected": move.expected,
-            "fence": move.fence,
-            "policy": move.policy,
-            "adopt_policy": move.adopt_policy,
-            "actor": move.actor,
-            "reason": move.reason,
-            "key": move.key,
-        }
+        values = of_move(move)
         statement = _ROLLBACK if move.kind is Kind.ROLLBACK else _FORWARD
         with self._lock:
             row = self._alone(lambda connection: _first(connection.execute(statement, values)))
             if row is not None:
-                return Moved(deployment=_deployment(row))
+                return Moved(deployment=deployment_of(row))
             return self._read(lambda connection: self._refused(connection, move))
 
     def _refused(self, connection: sqlite3.Connection, move: Move) -> Moved:
@@ -262,9 +252,9 @@ class SqliteStore:
             "AND idempotency_key = :key",
             place | {"key": move.key},
         ).fetchone()
-        made = _event(same_key) if same_key else None
+        made = event_of(same_key) if same_key else None
         if made is not None and found is not None and refusals.is_replay(move, made):
-            return Moved(deployment=refusals.as_it_was(made, _deployment(found)), replayed=True)
+            return Moved(deployment=refusals.as_it_was(made, deployment_of(found)), replayed=True)
         after = connection.execute(
             "SELECT after FROM environment WHERE name = :environment", place
         ).fetchone()
@@ -280,12 +270,12 @@ class SqliteStore:
             "SELECT 1 FROM config WHERE digest = ? AND name = ?", (move.digest, move.config)
         ).fetchone()
         facts = Facts(
-            deployment=_maybe_deployment(found),
+            deployment=maybe_deployment_of(found),
             known=known is not None,
             same_key=made,
-            records=[_record(each, _admissions(connection, each["id"])) for each in records],
+            records=[record_of(each, _admissions(connection, each["id"])) for each in records],
             after=after["after"] if after else "",
-            before=_maybe_deployment(_one(connection, move.config, after["after"] if after else "")),
+            before=maybe_deployment_of(_one(connection, move.config, after["after"] if after else "")),
             baselines={each["baseline"] for each in baselines},
             now=self._now(),
         )
@@ -293,7 +283,7 @@ class SqliteStore:
 
     def deployments(self, environment: str = "", config: str = "") -> tuple[Deployment, ...]:
         rows = self._all(_DEPLOYMENTS, {"environment": environment, "config": config})
-        return tuple(_deployment(row) for row in rows)
+        return tuple(deployment_of(row) for row in rows)
 
     def history(
         self, config: str, environment: str, *, after: int = 0, limit: int = ROWS_MAX
@@ -303,7 +293,7 @@ class SqliteStore:
             "AND revision > :after ORDER BY revision LIMIT :limit",
             {"config": config, "environment": environment, "after": after, "limit": limit},
         )
-        return tuple(_event(row) for row in rows)
+        return tuple(event_of(row) for row in rows)
 
     # --- The reading side -----------------------------------------------------------------------
 
@@ -312,7 +302,7 @@ class SqliteStore:
             connection.execute("BEGIN")  # one snapshot for both reads
             try:
                 rows = connection.execute(_SERVED, {"environment": environment}).fetchall()
-                deployments = tuple(_deployment(row) for row in rows)
+                deployments = tuple(deployment_of(row) for row in rows)
                 wanted = {each for row in deployments for each in (row.baseline, row.candidate) if each}
                 found = [
                     connection.execute(_CONFIG_AND_PRICE, (digest,)).fetchone()
@@ -349,24 +339,11 @@ class SqliteStore:
             connection.execute(
                 "DELETE FROM instance WHERE seen_at_ms < now_ms() - :gone_ms "
                 "OR (id = :id AND config NOT IN (SELECT value FROM json_each(:kept)))",
-                {"gone_ms": 10 * _span_ms(INSTANCE_TTL), "id": instance, "kept": json.dumps(kept)},
+                {"gone_ms": 10 * span_ms(INSTANCE_TTL), "id": instance, "kept": json.dumps(kept)},
             )
             connection.executemany(
                 _ACKNOWLEDGE,
-                [
-                    {
-                        "id": instance,
-                        "name": name,
-                        "environment": environment,
-                        "config": each.config,
-                        "revision": each.revision,
-                        "age_ms": each.age_ms,
-                        "reloaded": each.reloaded,
-                        "refused": each.refused,
-                        "reason": each.reason,
-                    }
-                    for each in served
-                ],
+                [of_acknowledgement(instance, name, environment, each) for each in served],
             )
 
         self._write(put)
@@ -381,29 +358,27 @@ class SqliteStore:
             {
                 "environment": environment,
                 "config": config,
-                "ttl_ms": _span_ms(INSTANCE_TTL),
+                "ttl_ms": span_ms(INSTANCE_TTL),
                 "limit": ROWS_MAX,
             },
         )
-        return tuple(_instance(row) for row in rows)
+        return tuple(instance_of(row) for row in rows)
 
     # --- Tallies --------------------------------------------------------------------------------
 
     def add_tallies(self, instance: str, first: int, tallies: Sequence[Tally]) -> None:
-        rows = [
-            (instance, number, each.config, each.environment, each.start_ms, json.dumps(each.to_json()))
-            for number, each in enumerate(tallies, start=first)
-        ]
+        rows = of_tallies(instance, first, tallies)
 
         def add(connection: sqlite3.Connection) -> None:
             connection.executemany(
                 "INSERT INTO tally (instance, number, config, environment, start_ms, body) "
-                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (instance, number) DO NOTHING",
+                "VALUES (:instance, :number, :config, :environment, :start_ms, :body) "
+                "ON CONFLICT (instance, number) DO NOTHING",
                 rows,
             )
             if random.random() < 0.001:  # somebody has to, and rarely is enough
                 connection.execute(
-                    "DELETE FROM tally WHERE start_ms < now_ms() - ?", (_span_ms(TALLIES_KEPT),)
+                    "DELETE FROM tally WHERE start_ms < now_ms() - ?", (span_ms(TALLIES_KEPT),)
                 )
 
         self._write(add)
@@ -439,24 +414,18 @@ class SqliteStore:
     def put_token(self, token: Token) -> None:
         self._run(
             "INSERT INTO token (id, name, secret_hash, scopes, created_at_ms, created_by) "
-            "VALUES (:id, :name, :secret_hash, :scopes, :created_at_ms, :created_by)",
-            {
-                "id": token.id,
-                "name": token.name,
-                "secret_hash": token.secret_hash,
-                "scopes": " ".join(sorted(token.scopes)),
-                "created_at_ms": _ms(token.created_at),
-                "created_by": token.created_by,
-            },
+            "VALUES (:id, :name, :secret_hash, :scopes, :created_at_ms, :created_by) "
+            "ON CONFLICT (id) DO NOTHING",
+            of_token(token),
         )
 
     def tokens(self) -> tuple[Token, ...]:
         rows = self._all("SELECT * FROM token ORDER BY created_at_ms, id LIMIT :limit", {"limit": ROWS_MAX})
-        return tuple(_token(row) for row in rows)
+        return tuple(token_of(row) for row in rows)
 
     def token(self, id: str) -> Token | None:
         rows = self._all("SELECT * FROM token WHERE id = :id", {"id": id})
-        return _token(rows[0]) if rows else None
+        return token_of(rows[0]) if rows else None
 
     def revoke_token(self, id: str) -> bool:
         revoked = self._run(
@@ -472,7 +441,7 @@ class SqliteStore:
             "ORDER BY at_ms, config, environment, revision LIMIT :limit",
             {"limit": limit},
         )
-        return tuple(_event(row) for row in rows)
+        return tuple(event_of(row) for row in rows)
 
     def told(self, event: Event) -> None:
         self._run(
@@ -538,7 +507,7 @@ class SqliteStore:
         )
         try:
             connection.row_factory = sqlite3.Row
-            connection.create_function("now_ms", 0, lambda: _ms(self._now()))
+            connection.create_function("now_ms", 0, lambda: ms_of(self._now()))
             connection.create_function("sha256", 1, _sha256, deterministic=True)
             connection.create_function("netstrings", -1, netstrings, deterministic=True)
             for setting in (
@@ -808,10 +777,7 @@ def _translated(error: sqlite3.Error | OSError, path: Path) -> StoreError:
 
 
 def _migrations() -> list[str]:
-    """The numbered files, the first one first."""
-    folder = resources.files("deploy_gates.store").joinpath("schema/sqlite")
-    names = sorted(each.name for each in folder.iterdir() if each.name.endswith(".sql"))
-    return [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
+    return migrations("sqlite")
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -828,14 +794,6 @@ def _version(connection: sqlite3.Connection) -> int:
     if exists is None:
         return 0
     return int(connection.execute("SELECT coalesce(max(version), 0) FROM migration").fetchone()[0])
-
-
-def _check_not_newer(version: int, known: int, url: str) -> None:
-    if version > known:
-        raise StoreError(
-            f"the tables of {url} are of version {version}, and this program knows them up to {known}",
-            hint="install a newer pytest-deploy-gates; nothing was changed",
-        )
 
 
 def _sha256(value: bytes | str) -> str:
@@ -856,120 +814,4 @@ def _one(connection: sqlite3.Connection, config: str, environment: str) -> _Row 
 
 def _admissions(connection: sqlite3.Connection, id: str) -> dict[str, datetime]:
     rows = connection.execute("SELECT environment, valid_until_ms FROM admission WHERE evidence = ?", (id,))
-    return {row["environment"]: _time(row["valid_until_ms"]) for row in rows.fetchall()}
-
-
-def _deployment(row: _Row) -> Deployment:
-    return Deployment(
-        config=row["config"],
-        environment=row["environment"],
-        revision=row["revision"],
-        kind=Kind(row["kind"]) if row["kind"] else None,
-        baseline=row["baseline"],
-        candidate=row["candidate"],
-        weight_bp=row["weight_bp"],
-        salt=row["salt"],
-        policy=row["policy"],
-        evidence=row["evidence"],
-        actor=row["actor"],
-        reason=row["reason"],
-        changed_at=_time(row["changed_at_ms"]) if row["revision"] else None,
-        owner=row["owner"],
-        fence=row["fence"],
-        lease_until=_time(row["lease_until_ms"]) if row["lease_until_ms"] else None,
-    )
-
-
-def _maybe_deployment(row: _Row | None) -> Deployment | None:
-    return None if row is None else _deployment(row)
-
-
-def _lease(row: _Row) -> Lease:
-    return Lease(
-        config=row["config"],
-        environment=row["environment"],
-        owner=row["owner"],
-        fence=row["fence"],
-        until=_time(row["lease_until_ms"]),
-        revision=row["revision"],
-    )
-
-
-def _of_lease(lease: Lease) -> dict[str, object]:
-    return {"config": lease.config, "environment": lease.environment, "fence": lease.fence}
-
-
-def _event(row: _Row) -> Event:
-    return Event(
-        config=row["config"],
-        environment=row["environment"],
-        revision=row["revision"],
-        kind=row["kind"],
-        baseline=row["baseline"],
-        candidate=row["candidate"],
-        weight_bp=row["weight_bp"],
-        salt=row["salt"],
-        policy=row["policy"],
-        evidence=row["evidence"],
-        fence=row["fence"],
-        actor=row["actor"],
-        reason=row["reason"],
-        key=row["idempotency_key"],
-        at_ms=row["at_ms"],
-        previous=row["previous"],
-        hash=row["hash"],
-    )
-
-
-def _record(row: _Row, admitted_until: Mapping[str, datetime]) -> Record:
-    return Record(
-        id=row["id"],
-        config=row["config"],
-        digest=row["digest"],
-        policy=row["policy"],
-        verdict=row["verdict"],
-        finished_at=_time(row["finished_at_ms"]),
-        admitted_until=admitted_until,
-        envelope=row["envelope"],
-        signed_by=row["signed_by"],
-        revoked_by=row["revoked_by"],
-    )
-
-
-def _instance(row: _Row) -> Instance:
-    return Instance(
-        id=row["id"],
-        name=row["name"],
-        environment=row["environment"],
-        config=row["config"],
-        revision=row["revision"],
-        serving_since=_time(row["serving_since_ms"]),
-        reloaded=bool(row["reloaded"]),
-        refused=row["refused"],
-        reason=row["reason"],
-        seen_at=_time(row["seen_at_ms"]),
-    )
-
-
-def _token(row: _Row) -> Token:
-    return Token(
-        id=row["id"],
-        name=row["name"],
-        secret_hash=row["secret_hash"],
-        scopes=frozenset(Scope(each) for each in row["scopes"].split()),
-        created_at=_time(row["created_at_ms"]),
-        created_by=row["created_by"],
-        revoked_at=_time(row["revoked_at_ms"]) if row["revoked_at_ms"] else None,
-    )
-
-
-def _ms(time: datetime) -> int:
-    return int(time.timestamp() * 1000)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
-
-
-def _span_ms(span: timedelta) -> int:
-    return int(span / timedelta(milliseconds=1))
+    return {row["environment"]: time_of(row["valid_until_ms"]) for row in rows.fetchall()}

@@ -1,0 +1,249 @@
+"""Rows of the store as values: the columns have the same names on both engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from typing import Any, Protocol
+
+from deploy_gates.core.errors import StoreError
+from deploy_gates.core.promotion import (
+    Acknowledgement,
+    Deployment,
+    Event,
+    Instance,
+    Kind,
+    Lease,
+    Move,
+    Record,
+    Scope,
+    Token,
+)
+from deploy_gates.core.tally import Tally
+
+
+class Row(Protocol):
+    """A row that knows its columns by name."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+def deployment_of(row: Row) -> Deployment:
+    return Deployment(
+        config=row["config"],
+        environment=row["environment"],
+        revision=row["revision"],
+        kind=Kind(row["kind"]) if row["kind"] else None,
+        baseline=row["baseline"],
+        candidate=row["candidate"],
+        weight_bp=row["weight_bp"],
+        salt=row["salt"],
+        policy=row["policy"],
+        evidence=row["evidence"],
+        actor=row["actor"],
+        reason=row["reason"],
+        changed_at=time_of(row["changed_at_ms"]) if row["revision"] else None,
+        owner=row["owner"],
+        fence=row["fence"],
+        lease_until=time_of(row["lease_until_ms"]) if row["lease_until_ms"] else None,
+    )
+
+
+def maybe_deployment_of(row: Row | None) -> Deployment | None:
+    return None if row is None else deployment_of(row)
+
+
+def lease_of(row: Row) -> Lease:
+    return Lease(
+        config=row["config"],
+        environment=row["environment"],
+        owner=row["owner"],
+        fence=row["fence"],
+        until=time_of(row["lease_until_ms"]),
+        revision=row["revision"],
+    )
+
+
+def keys_of(lease: Lease) -> dict[str, object]:
+    return {"config": lease.config, "environment": lease.environment, "fence": lease.fence}
+
+
+def event_of(row: Row) -> Event:
+    return Event(
+        config=row["config"],
+        environment=row["environment"],
+        revision=row["revision"],
+        kind=row["kind"],
+        baseline=row["baseline"],
+        candidate=row["candidate"],
+        weight_bp=row["weight_bp"],
+        salt=row["salt"],
+        policy=row["policy"],
+        evidence=row["evidence"],
+        fence=row["fence"],
+        actor=row["actor"],
+        reason=row["reason"],
+        key=row["idempotency_key"],
+        at_ms=row["at_ms"],
+        previous=row["previous"],
+        hash=row["hash"],
+    )
+
+
+def record_of(row: Row, admitted_until: Mapping[str, datetime]) -> Record:
+    return Record(
+        id=row["id"],
+        config=row["config"],
+        digest=row["digest"],
+        policy=row["policy"],
+        verdict=row["verdict"],
+        finished_at=time_of(row["finished_at_ms"]),
+        admitted_until=admitted_until,
+        envelope=row["envelope"],
+        signed_by=row["signed_by"],
+        revoked_by=row["revoked_by"],
+    )
+
+
+def instance_of(row: Row) -> Instance:
+    return Instance(
+        id=row["id"],
+        name=row["name"],
+        environment=row["environment"],
+        config=row["config"],
+        revision=row["revision"],
+        serving_since=time_of(row["serving_since_ms"]),
+        reloaded=bool(row["reloaded"]),
+        refused=row["refused"],
+        reason=row["reason"],
+        seen_at=time_of(row["seen_at_ms"]),
+    )
+
+
+def token_of(row: Row) -> Token:
+    return Token(
+        id=row["id"],
+        name=row["name"],
+        secret_hash=row["secret_hash"],
+        scopes=frozenset(Scope(each) for each in row["scopes"].split()),
+        created_at=time_of(row["created_at_ms"]),
+        created_by=row["created_by"],
+        revoked_at=time_of(row["revoked_at_ms"]) if row["revoked_at_ms"] else None,
+    )
+
+
+def ms_of(time: datetime) -> int:
+    return int(time.timestamp() * 1000)
+
+
+def time_of(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def span_ms(span: timedelta) -> int:
+    return int(span / timedelta(milliseconds=1))
+
+
+def of_move(move: Move) -> dict[str, object]:
+    """The parameters of the statement that makes a move."""
+    return {
+        "config": move.config,
+        "environment": move.environment,
+        "kind": move.kind.value,
+        "digest": move.digest,
+        "weight_bp": move.weight_bp,
+        "salt": move.salt,
+        "expected": move.expected,
+        "fence": move.fence,
+        "policy": move.policy,
+        "adopt_policy": move.adopt_policy,
+        "actor": move.actor,
+        "reason": move.reason,
+        "key": move.key,
+    }
+
+
+def of_record(record: Record) -> dict[str, object]:
+    """The columns of evidence."""
+    return {
+        "id": record.id,
+        "config": record.config,
+        "digest": record.digest,
+        "policy": record.policy,
+        "verdict": record.verdict,
+        "finished_at_ms": ms_of(record.finished_at),
+        "signed_by": record.signed_by,
+        "envelope": record.envelope,
+    }
+
+
+def of_acknowledgement(
+    instance: str, name: str, environment: str, served: Acknowledgement
+) -> dict[str, object]:
+    """The parameters of the statement that keeps what an instance serves."""
+    return {
+        "id": instance,
+        "name": name,
+        "environment": environment,
+        "config": served.config,
+        "revision": served.revision,
+        "age_ms": served.age_ms,
+        "reloaded": served.reloaded,
+        "refused": served.refused,
+        "reason": served.reason,
+    }
+
+
+def of_tallies(instance: str, first: int, tallies: Sequence[Tally]) -> list[dict[str, object]]:
+    """The rows of tallies, numbered from `first` on."""
+    return [
+        {
+            "instance": instance,
+            "number": number,
+            "config": each.config,
+            "environment": each.environment,
+            "start_ms": each.start_ms,
+            "body": json.dumps(each.to_json()),
+        }
+        for number, each in enumerate(tallies, start=first)
+    ]
+
+
+def of_token(token: Token) -> dict[str, object]:
+    """The columns of a token that is in force."""
+    return {
+        "id": token.id,
+        "name": token.name,
+        "secret_hash": token.secret_hash,
+        "scopes": " ".join(sorted(token.scopes)),
+        "created_at_ms": ms_of(token.created_at),
+        "created_by": token.created_by,
+    }
+
+
+def migrations(engine: str) -> list[str]:
+    """The numbered files of an engine, the first one first."""
+    folder = resources.files("deploy_gates.store").joinpath(f"schema/{engine}")
+    names = sorted(each.name for each in folder.iterdir() if each.name.endswith(".sql"))
+    return [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
+
+
+def check_not_newer(version: int, known: int, url: str) -> None:
+    """`StoreError` for tables that a newer program made."""
+    if version > known:
+        raise StoreError(
+            f"the tables of {url} are of version {version}, and this program knows them up to {known}",
+            hint="install a newer pytest-deploy-gates; nothing was changed",
+        )
+
+
+def check_current(version: int, known: int, url: str) -> None:
+    """`StoreError` for tables that are not those this program wants."""
+    check_not_newer(version, known, url)
+    if version < known:
+        raise StoreError(
+            f"the tables of {url} are of version {version}, and this program wants {known}",
+            hint="deploy-gates store upgrade",
+        )
