@@ -21,6 +21,10 @@ MEMBERS_MAX = 10_000
 """Flags listed of one config; what comes after them is still found by its name."""
 
 
+FLAG_MAX_CHARS = 1_000
+"""No flag has a longer name; members further inside are reached through the object around them."""
+
+
 class FlagNotFound(DeployGatesError):
     """There is no config of that name, or nothing at that place in it."""
 
@@ -53,17 +57,21 @@ def evaluate(client: ConfigClient, flag: str, key: str | None) -> Evaluation:
 
     `FlagNotFound`, or `ConfigUnavailable` where nothing at all could be read yet.
     """
+    if len(flag) > FLAG_MAX_CHARS:
+        raise FlagNotFound(
+            f"there is no flag with a name of {len(flag)} characters", hint=f"{FLAG_MAX_CHARS} are the most"
+        )
     names = client.names
     name = next((each for each in _prefixes(flag) if each in names), "")
     if not name:
         raise _missing(client, flag)
     try:
-        served = client.assign(name, key)
+        served = client.assign(name, key if key is None else _well_formed(key))
     except ConfigUnavailable as error:
         raise FlagNotFound(error.message, hint=error.hint) from error
     value: Json = served.document
     for member in flag[len(name) + 1 :].split(".") if flag != name else ():
-        value = value.get(member) if isinstance(value, dict) else None
+        value = value.get(member) if isinstance(value, dict) and member else None
     if value is None:
         raise FlagNotFound(
             f"{name} has no value at {flag[len(name) + 1 :]!r} in r{served.revision}, its {served.arm.value}",
@@ -94,6 +102,8 @@ def members(name: str, document: JsonObject) -> dict[str, Json]:
     waiting: list[tuple[str, Json]] = [(name, document)]
     while waiting and len(found) < MEMBERS_MAX:
         path, value = waiting.pop()
+        if len(path) > FLAG_MAX_CHARS:
+            continue
         found[path] = value
         if isinstance(value, dict):
             inner = [(f"{path}.{each}", value[each]) for each in value if each and "." not in each]
@@ -116,6 +126,11 @@ def _prefixes(flag: str) -> Iterator[str]:
     while flag:
         yield flag
         flag = flag.rpartition(".")[0]
+
+
+def _well_formed(key: str) -> str:
+    """The key with U+FFFD for half a surrogate pair, which JSON can carry and UTF-8 cannot."""
+    return key if key.isascii() else key.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _missing(client: ConfigClient, flag: str) -> DeployGatesError:
