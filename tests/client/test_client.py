@@ -31,13 +31,25 @@ HEAVY = {"numpy", "pytest", "openai", "jsonschema", "tiktoken", "psycopg", "jinj
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/store.db"
+def url(store_url: str) -> str:
+    return store_url
 
 
 @pytest.fixture
 def releasing(url: str) -> Iterator[Team]:
     with team(url) as made:
+        yield made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file of a SQLite store, for what only a file can suffer."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def releasing_to_file(file: Path) -> Iterator[Team]:
+    with team(f"sqlite:///{file}") as made:
         yield made
 
 
@@ -276,12 +288,11 @@ def test_a_revision_that_cannot_be_read_is_refused_and_all_else_moves_on(
     assert caplog.text.count(f"r{broken} of triage is refused") == 1
 
 
-def test_a_document_that_was_altered_in_the_store_is_refused(
-    tmp_path: Path, url: str, releasing: Team
-) -> None:
+def test_a_document_that_was_altered_in_the_store_is_refused(file: Path, releasing_to_file: Team) -> None:
+    releasing = releasing_to_file
     spelling = canonical.spelled(document(1))
-    with connect(url) as client:
-        with sqlite3.connect(tmp_path / "store.db") as store:
+    with connect(f"sqlite:///{file}") as client:
+        with sqlite3.connect(file) as store:
             store.execute("DROP TRIGGER config_is_what_its_digest_says")
             store.execute(
                 "INSERT INTO config VALUES (?, 'triage', ?)",
@@ -296,11 +307,11 @@ def test_a_document_that_was_altered_in_the_store_is_refused(
 
 
 def test_a_store_that_forgets_what_it_had_promoted_does_not_take_it_away(
-    tmp_path: Path, url: str, releasing: Team, caplog: pytest.LogCaptureFixture
+    file: Path, releasing_to_file: Team, caplog: pytest.LogCaptureFixture
 ) -> None:
-    releasing.release(1)
-    with connect(url) as client:
-        with sqlite3.connect(tmp_path / "store.db") as store:
+    releasing_to_file.release(1)
+    with connect(f"sqlite:///{file}") as client:
+        with sqlite3.connect(file) as store:
             for trigger in ("deployment_is_kept", "history_is_kept"):
                 store.execute(f"DROP TRIGGER {trigger}")
             for table in ("outbox", "history", "deployment"):

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/store.db"
+def url(store_url: str) -> str:
+    return store_url
 
 
 @pytest.fixture
@@ -175,7 +174,7 @@ def test_processes_of_multiprocessing_follow_too(url: str, releasing: Team) -> N
     results.close()
 
 
-def test_a_client_over_http_goes_on_in_a_child(url: str) -> None:
+def test_a_client_over_http_goes_on_in_a_child() -> None:
     with serving() as server:
         server.release(1)
         with ConfigClient(server.url, environment=ENVIRONMENT, token=server.token, last_good=None) as client:
