@@ -315,10 +315,13 @@ def test_usage_is_read_and_priced(measuring: Outcomes, receiver: Receiver, answe
 
 
 class Explosive:
-    """An answer that cannot be looked at."""
+    """An answer, or a score, that cannot be looked at."""
 
     @property
     def usage(self) -> Usage:
+        raise RuntimeError("no")
+
+    def __float__(self) -> float:
         raise RuntimeError("no")
 
 
@@ -404,7 +407,7 @@ def test_scores_are_counted_one_each_and_the_last_one_counts(measuring: Outcomes
     assert (found["length"].n, found["length"].total) == (1, 0.5)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, None, "much", object()], ids=repr)
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, None, "much", Explosive()], ids=str)
 def test_a_score_that_is_no_number_is_ignored(measuring: Outcomes, receiver: Receiver, value: Any) -> None:
     with measuring.begin(served(), None) as call:
         call.score("helpful", value)

@@ -148,11 +148,6 @@ class Counting:
             key = _Key(each.config, each.environment, each.revision, each.arm, each.unit, each.start_ms)
             self._of(key).dropped += max(each.started, each.finished) + each.dropped
 
-    @property
-    def kept(self) -> int:
-        """Calls whose outcome is here and nowhere else."""
-        return sum(each.calls for key, each in self._sums.items() if key.unit is Unit.REQUEST)
-
     def _sum(self, served: Served, start_ms: int, unit: Unit) -> _Sum:
         return self._of(_Key(served.name, served.environment, served.revision, served.arm, unit, start_ms))
 

@@ -85,13 +85,10 @@ class Call:
         """How good the answer was, by a measure of your own. One value each; the last one counts."""
         try:
             number = float(value)
-        except (TypeError, ValueError, OverflowError):
+        except Exception:  # noqa: BLE001  # whatever it does when it is asked, it is no number
             number = math.nan
-        if (
-            not isinstance(metric, str)
-            or not 0 < len(metric) <= METRIC_MAX_CHARS
-            or not math.isfinite(number)
-        ):
+        is_name = isinstance(metric, str) and 0 < len(metric) <= METRIC_MAX_CHARS
+        if not is_name or not math.isfinite(number):
             log.debug("%r of %r cannot be counted", value, metric)
         elif self._began is not None and (metric in self._scores or len(self._scores) < METRICS_MAX):
             self._scores[metric] = number
