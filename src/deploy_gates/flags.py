@@ -66,7 +66,7 @@ def evaluate(client: ConfigClient, flag: str, key: str | None) -> Evaluation:
     if not name:
         raise _missing(client, flag)
     try:
-        served = client.assign(name, key if key is None else _well_formed(key))
+        served = client.assign(name, key)
     except ConfigUnavailable as error:
         raise FlagNotFound(error.message, hint=error.hint) from error
     value: Json = served.document
@@ -126,11 +126,6 @@ def _prefixes(flag: str) -> Iterator[str]:
     while flag:
         yield flag
         flag = flag.rpartition(".")[0]
-
-
-def _well_formed(key: str) -> str:
-    """The key with U+FFFD for half a surrogate pair, which JSON can carry and UTF-8 cannot."""
-    return key if key.isascii() else key.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _missing(client: ConfigClient, flag: str) -> DeployGatesError:
