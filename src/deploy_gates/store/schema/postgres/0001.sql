@@ -15,7 +15,7 @@ CREATE TABLE config (
     digest   TEXT PRIMARY KEY CHECK (length(digest) = 64),
     name     TEXT NOT NULL CHECK (name <> ''),
     spelling BYTEA NOT NULL,
-    CHECK (digest = encode(sha256(spelling), 'hex'))
+    CONSTRAINT "a config is kept under the digest of its spelling" CHECK (digest = encode(sha256(spelling), 'hex'))
 );
 
 CREATE TABLE price (
@@ -148,7 +148,8 @@ CREATE TABLE token (
     revoked_at_ms BIGINT NOT NULL DEFAULT 0
 );
 
--- What may not happen, whoever asks for it.
+-- What may not happen, whoever asks for it. What reads tables here reads those of its own schema, whatever
+-- the search path of the session is, and no temporary table of the same name.
 
 CREATE FUNCTION refuse() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 BEGIN
@@ -156,11 +157,20 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER config_stays BEFORE UPDATE OR DELETE ON config
+CREATE TRIGGER config_stays BEFORE UPDATE ON config
 FOR EACH ROW EXECUTE FUNCTION refuse('a config that is kept does not change');
+
+CREATE TRIGGER config_is_kept BEFORE DELETE ON config
+FOR EACH ROW EXECUTE FUNCTION refuse('a config that is kept stays');
+
+CREATE TRIGGER config_is_not_emptied BEFORE TRUNCATE ON config
+FOR EACH STATEMENT EXECUTE FUNCTION refuse('a config that is kept stays');
 
 CREATE TRIGGER evidence_is_kept BEFORE DELETE ON evidence
 FOR EACH ROW EXECUTE FUNCTION refuse('evidence that is kept stays');
+
+CREATE TRIGGER evidence_is_not_emptied BEFORE TRUNCATE ON evidence
+FOR EACH STATEMENT EXECUTE FUNCTION refuse('evidence that is kept stays');
 
 CREATE TRIGGER evidence_stays BEFORE UPDATE ON evidence
 FOR EACH ROW WHEN (
@@ -172,6 +182,12 @@ EXECUTE FUNCTION refuse('evidence does not change, but for being revoked once');
 
 CREATE TRIGGER history_stays BEFORE UPDATE OR DELETE ON history
 FOR EACH ROW EXECUTE FUNCTION refuse('history only grows');
+
+CREATE TRIGGER history_is_not_emptied BEFORE TRUNCATE ON history
+FOR EACH STATEMENT EXECUTE FUNCTION refuse('history only grows');
+
+CREATE TRIGGER deployment_is_not_emptied BEFORE TRUNCATE ON deployment
+FOR EACH STATEMENT EXECUTE FUNCTION refuse('a deployment is never deleted');
 
 CREATE TRIGGER deployment_is_kept BEFORE DELETE ON deployment
 FOR EACH ROW EXECUTE FUNCTION refuse('a deployment is never deleted');
@@ -192,7 +208,8 @@ $$;
 CREATE TRIGGER evidence_takes_turns BEFORE INSERT ON evidence
 FOR EACH ROW EXECUTE FUNCTION evidence_takes_turns();
 
-CREATE FUNCTION evidence_revokes() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+CREATE FUNCTION evidence_revokes() RETURNS TRIGGER LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF NEW.verdict = 'fail' THEN
         UPDATE evidence SET revoked_by = NEW.id
@@ -215,7 +232,8 @@ FOR EACH ROW EXECUTE FUNCTION evidence_revokes();
 
 -- What is served changes by the next revision, with evidence, and is remembered.
 
-CREATE FUNCTION deployment_moves_by_revisions() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+CREATE FUNCTION deployment_moves_by_revisions() RETURNS TRIGGER LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF NEW.config <> OLD.config OR NEW.environment <> OLD.environment OR NEW.revision <> OLD.revision + 1
         OR NEW.fence < OLD.fence
@@ -265,7 +283,8 @@ FOR EACH ROW WHEN (
      OLD.policy, OLD.evidence))
 EXECUTE FUNCTION deployment_moves_by_revisions();
 
-CREATE FUNCTION deployment_is_remembered() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+CREATE FUNCTION deployment_is_remembered() RETURNS TRIGGER LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     before TEXT := coalesce((SELECT hash FROM history WHERE config = NEW.config
                              AND environment = NEW.environment AND revision = OLD.revision), '');
@@ -279,7 +298,7 @@ BEGIN
             NEW.weight_bp::text, NEW.salt, NEW.policy, NEW.evidence, NEW.fence::text, NEW.actor, NEW.reason,
             NEW.idempotency_key, NEW.changed_at_ms::text)), 'hex'));
     INSERT INTO outbox VALUES (NEW.config, NEW.environment, NEW.revision);
-    PERFORM pg_notify('deploy_gates', NEW.environment);
+    PERFORM pg_notify('deploy_gates', TG_TABLE_SCHEMA);
     RETURN NULL;
 END
 $$;
@@ -288,7 +307,8 @@ CREATE TRIGGER deployment_is_remembered AFTER UPDATE ON deployment
 FOR EACH ROW WHEN (NEW.revision <> OLD.revision)
 EXECUTE FUNCTION deployment_is_remembered();
 
-CREATE FUNCTION history_follows() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+CREATE FUNCTION history_follows() RETURNS TRIGGER LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM deployment WHERE config = NEW.config AND environment = NEW.environment
                    AND revision = NEW.revision AND idempotency_key = NEW.idempotency_key)
