@@ -101,9 +101,9 @@ class Team:
 
 
 @contextlib.contextmanager
-def team(url: str) -> Iterator[Team]:
+def team(url: str, *, durable: bool = False) -> Iterator[Team]:
     """A team at the store, whose tables are there."""
-    store = open_store(url, durable=False)
+    store = open_store(url, durable=durable)
     try:
         store.upgrade()
         yield Team(store)

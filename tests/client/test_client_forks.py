@@ -192,6 +192,11 @@ def test_a_client_over_http_goes_on_in_a_child() -> None:
             assert follows(client, 2)
 
 
+WARNINGS = [
+    *("-W", "error"),
+    *("-W", "ignore:This process:DeprecationWarning"),
+    *("-W", "ignore::ResourceWarning"),  # a child must not close its parent's connections
+]
 PRELOADED = """
 import os, sys
 from pathlib import Path
@@ -222,7 +227,7 @@ def test_workers_forked_from_a_master_that_had_the_client_follow_report_and_leav
     releasing.release(1)
 
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", PRELOADED, url],
+        [sys.executable, *WARNINGS, "-c", PRELOADED, url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

