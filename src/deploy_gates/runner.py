@@ -185,17 +185,26 @@ def events(store: Store, config: str, environment: str) -> Iterator[Event]:
 
 
 def problems(store: Store, deployment: Deployment) -> Iterator[str]:
-    """Everything that is wrong with the history of a deployment, named row by row."""
+    """Everything that is wrong with the history of a deployment, named row by row.
+
+    It may be moved meanwhile: then its history ends somewhere between how it stood before and how it stands
+    after.
+    """
     history = list(events(store, deployment.config, deployment.environment))
-    yield from verified(history, deployment.revision)
-    if history and history[-1].revision == deployment.revision:
-        last = history[-1]
-        told = (last.baseline, last.candidate, last.weight_bp, last.salt)
-        if told != (deployment.baseline, deployment.candidate, deployment.weight_bp, deployment.salt):
+    after = _standing(store, deployment.config, deployment.environment)
+    last = history[-1] if history else None
+    end = last.revision if last else 0
+    is_between = deployment.revision <= end <= after.revision
+    yield from verified(history, end if is_between else after.revision)
+    for each in (deployment, after):
+        told = last and (last.baseline, last.candidate, last.weight_bp, last.salt)
+        serves = (each.baseline, each.candidate, each.weight_bp, each.salt)
+        if last and each.revision == end and serves != told:
             yield (
-                f"{deployment.config} in {deployment.environment} serves something else than "
-                f"r{last.revision} of its history says: the row was edited"
+                f"{each.config} in {each.environment} serves something else than r{end} of its history says: "
+                "the row was edited"
             )
+            return
 
 
 def status(store: Store, *, environment: str = "", config: str = "") -> tuple[Standing, ...]:

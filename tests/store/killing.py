@@ -64,6 +64,7 @@ def kill(url: str, times: int, seed: int) -> dict[str, object]:
 
 def _promote_for_ever(url: str, digests: list[str], tell: int) -> None:
     store = open_store(url)
+    _found(store)  # to connect is not what is looked at here
     for round_ in count():
         os.write(tell, b"acquire ")
         lease = store.acquire(CONFIG, ENVIRONMENT, "promoter", timedelta(milliseconds=500))
