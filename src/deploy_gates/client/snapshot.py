@@ -145,6 +145,7 @@ def _row(deployment: Deployment, serving: Serving, documents: dict[str, Document
             digest=digest,
             config=document.config,
             price=document.price,
+            canary=deployment.salt if deployment.candidate else "",
         )
     return Row(
         deployment=deployment,
