@@ -223,6 +223,7 @@ def test_keys_are_drawn_by_their_bucket_and_nobody_else_gets_the_candidate(url: 
             config = client.get("triage", key)
             assert (config.key, config.digest, config.revision) == (key, digest(2), revision)
             assert client.assign("triage", key) is client.arms("triage")[1]
+        assert {each.canary for each in client.arms("triage") if each} == {deployment.salt}
 
 
 def test_keys_that_are_no_proper_text_are_drawn_as_well(url: str, releasing: Team) -> None:
