@@ -1,27 +1,22 @@
 """The store in PostgreSQL: for many runners and many clients.
 
-Statements of their own are transactions of their own, and what has several runs in one. A connection that
-broke is thrown away and the call made once more: every call may be repeated. The clock is the database's.
+A statement by itself is a transaction by itself; what has several runs in one. A call whose connection was
+lost is made once more: every call may be repeated. The clock is the database's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import select
-import threading
-import time
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias, TypeVar
+from typing import Any, LiteralString, TypeAlias, TypeVar
 
 from deploy_gates.core import refusals
 from deploy_gates.core.canonical import digest_of
 from deploy_gates.core.cost import Price
-from deploy_gates.core.errors import StoreError, StoreUnavailable
+from deploy_gates.core.errors import StoreError
 from deploy_gates.core.promotion import (
     Acknowledgement,
     Deployment,
@@ -44,8 +39,9 @@ from deploy_gates.store import (
     ROWS_MAX,
     TALLIES_KEPT,
     Upgraded,
-    without_password,
 )
+from deploy_gates.store.connections import Connection, Connections, errors
+from deploy_gates.store.listening import PostgresWatcher
 from deploy_gates.store.rows import (
     check_current,
     check_not_newer,
@@ -68,25 +64,10 @@ from deploy_gates.store.rows import (
     token_of,
 )
 
-if TYPE_CHECKING:
-    import psycopg
-
-    _Connection: TypeAlias = "psycopg.Connection[dict[str, Any]]"
-
-CONNECTIONS_MAX = 8
-"""At most so many are kept; who finds none free opens one and closes it again."""
-CONNECT_S = 5
-STATEMENT_S = 10
-"""The longest a statement may take, waiting for locks included."""
-ATTEMPTS_MAX = 3
-"""How often a call is made where the connection broke or two transactions were in each other's way."""
-CHANNEL = "deploy_gates"
-PROBE_S = 2.0
-"""How long a watcher waits for its own notification."""
-POLL_S = 1.0
-"""How often a watcher says that something may have changed where notifications do not arrive."""
 UPGRADE_LOCK = 7_311_846_092
 """Any number of our own: whoever holds this lock migrates."""
+UPGRADE_MAX = "5min"
+"""How long one statement of a migration may take, and how long it waits for another one."""
 
 _Row: TypeAlias = "dict[str, Any]"
 _Values: TypeAlias = "Mapping[str, object]"
@@ -97,23 +78,18 @@ class PostgresStore:
     """One database, or the namespace in it that the URL's `search_path` names."""
 
     def __init__(self, url: str, *, durable: bool = True) -> None:
-        _need_psycopg()
-        self.url = without_password(url)
-        self._url = url
-        self._durable = durable
-        self._lock = threading.Lock()
-        self._idle: list[_Connection] = []
-        self._is_closed = False
-        _open_stores.add(self)
+        self._connections = Connections(url, durable=durable)
+        self.url = self._connections.url
 
     # --- The schema -----------------------------------------------------------------------------
 
     def upgrade(self) -> Upgraded:
         return self._write(self._migrate)
 
-    def _migrate(self, connection: _Connection) -> Upgraded:
+    def _migrate(self, connection: Connection) -> Upgraded:
+        _check_database(connection, self.url)
+        connection.execute(_PREPARE_UPGRADE, {"max": UPGRADE_MAX})
         connection.execute("SELECT pg_advisory_xact_lock(%(lock)s)", {"lock": UPGRADE_LOCK})
-        connection.execute("SET LOCAL statement_timeout = 0")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS migration (version BIGINT PRIMARY KEY, applied_at_ms BIGINT NOT NULL)"
         )
@@ -136,7 +112,7 @@ class PostgresStore:
     def put_config(self, name: str, spelling: bytes, price: Price | None = None) -> str:
         digest = digest_of(spelling)
 
-        def put(connection: _Connection) -> str:
+        def put(connection: Connection) -> str:
             connection.execute(
                 "INSERT INTO config (digest, name, spelling) VALUES (%(digest)s, %(name)s, %(spelling)s) "
                 "ON CONFLICT (digest) DO NOTHING",
@@ -157,7 +133,7 @@ class PostgresStore:
         return (rows[0]["name"], bytes(rows[0]["spelling"])) if rows else None
 
     def put_evidence(self, record: Record) -> bool:
-        def put(connection: _Connection) -> bool:
+        def put(connection: Connection) -> bool:
             kept = _first(
                 connection, "SELECT name FROM config WHERE digest = %(digest)s", {"digest": record.digest}
             )
@@ -183,7 +159,7 @@ class PostgresStore:
         return self._write(put)
 
     def evidence(self, config: str, digest: str = "", *, limit: int = 100) -> tuple[Record, ...]:
-        def read(connection: _Connection) -> tuple[Record, ...]:
+        def read(connection: Connection) -> tuple[Record, ...]:
             return _records(connection, config, digest, limit)
 
         return self._read(read)
@@ -194,7 +170,7 @@ class PostgresStore:
         place = {"config": config, "environment": environment}
         values = place | {"owner": owner, "ttl_ms": span_ms(ttl), "max_ms": span_ms(LEASE_MAX)}
 
-        def take(connection: _Connection) -> Lease:
+        def take(connection: Connection) -> Lease:
             if _first(connection, "SELECT 1 FROM environment WHERE name = %(environment)s", place) is None:
                 raise refusals.no_environment(environment)
             row = _first(connection, _ACQUIRE, values)
@@ -207,7 +183,7 @@ class PostgresStore:
         return self._read(take)
 
     def renew(self, lease: Lease, ttl: timedelta = LEASE_TTL) -> Lease:
-        def hold(connection: _Connection) -> Lease:
+        def hold(connection: Connection) -> Lease:
             row = _first(connection, _RENEW, keys_of(lease) | {"ttl_ms": span_ms(ttl)})
             if row is None:
                 found = _first(connection, _DEPLOYMENT, keys_of(lease))
@@ -224,12 +200,10 @@ class PostgresStore:
     def move(self, move: Move) -> Moved:
         statement = _ROLLBACK if move.kind is Kind.ROLLBACK else _FORWARD
 
-        def make(connection: _Connection) -> Moved:
-            import psycopg
-
+        def make(connection: Connection) -> Moved:
             try:
                 row = _first(connection, statement, of_move(move))
-            except psycopg.errors.RaiseException:
+            except errors.RaiseException:
                 row = None  # the tables refused: revoked just now, perhaps
             if row is not None:
                 return Moved(deployment=deployment_of(row))
@@ -269,14 +243,7 @@ class PostgresStore:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[PostgresWatcher]:
-        with self._translated():
-            connection = self._connect()
-        try:
-            with self._translated():
-                watcher = PostgresWatcher(self, connection)
-        except BaseException:
-            connection.close()
-            raise
+        watcher = PostgresWatcher(self._connections)
         try:
             yield watcher
         finally:
@@ -285,10 +252,9 @@ class PostgresStore:
     def acknowledge(
         self, instance: str, name: str, environment: str, served: Sequence[Acknowledgement]
     ) -> None:
-        def put(connection: _Connection) -> None:
+        def put(connection: Connection) -> None:
             connection.execute(
-                "DELETE FROM instance WHERE seen_at_ms < now_ms() - %(gone_ms)s "
-                "OR (id = %(id)s AND NOT config = ANY(%(kept)s))",
+                _FORGET,
                 {
                     "gone_ms": 10 * span_ms(INSTANCE_TTL),
                     "id": instance,
@@ -320,7 +286,7 @@ class PostgresStore:
     # --- Tallies --------------------------------------------------------------------------------
 
     def add_tallies(self, instance: str, first: int, tallies: Sequence[Tally]) -> None:
-        def add(connection: _Connection) -> None:
+        def add(connection: Connection) -> None:
             with connection.cursor() as cursor:
                 cursor.executemany(_ADD_TALLY, of_tallies(instance, first, tallies))
             if random.random() < 0.001:  # somebody has to, and rarely is enough
@@ -400,10 +366,7 @@ class PostgresStore:
     # --- Connections ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        with self._lock:
-            idle, self._idle, self._is_closed = self._idle, [], True
-        for connection in idle:
-            connection.close()
+        self._connections.close()
 
     def _all(self, statement: LiteralString, values: _Values) -> list[_Row]:
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
@@ -412,174 +375,28 @@ class PostgresStore:
         """Make one change; how many rows it changed."""
         return self._read(lambda connection: connection.execute(statement, values).rowcount)
 
-    def _write(self, write: Callable[[_Connection], _T]) -> _T:
+    def _write(self, write: Callable[[Connection], _T]) -> _T:
         """Make some statements, in one transaction."""
 
-        def transact(connection: _Connection) -> _T:
+        def transact(connection: Connection) -> _T:
             with connection.transaction():
                 return write(connection)
 
         return self._read(transact)
 
-    def _read(self, call: Callable[[_Connection], _T]) -> _T:
-        """Make statements, each a transaction by itself; once more where the connection broke before."""
-        import psycopg
-
-        with self._translated():
-            attempt = 1
-            while True:
-                try:
-                    with self._borrowed() as connection:
-                        return call(connection)
-                except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected):
-                    if attempt == ATTEMPTS_MAX:
-                        raise
-                except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                    if attempt == ATTEMPTS_MAX or not _is_broken(error):
-                        raise
-                attempt += 1
-                time.sleep(random.uniform(0, 0.01))
-
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[_Connection]:
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        connection = connection or self._connect()
-        try:
-            yield connection
-        finally:
-            with self._lock:
-                is_kept = (
-                    not (connection.broken or connection.closed or self._is_closed)
-                    and len(self._idle) < CONNECTIONS_MAX
-                )
-                if is_kept:
-                    self._idle.append(connection)
-            if not is_kept:
-                connection.close()
-
-    def _connect(self) -> _Connection:
-        import psycopg
-        from psycopg.rows import dict_row
-
-        connection = psycopg.connect(
-            self._url,
-            autocommit=True,
-            row_factory=dict_row,
-            connect_timeout=CONNECT_S,
-            application_name="deploy-gates",
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-        )
-        try:
-            connection.execute(
-                "SELECT set_config('statement_timeout', %(timeout)s, false), "
-                "set_config('synchronous_commit', %(commit)s, false)",
-                {"timeout": f"{STATEMENT_S}s", "commit": "on" if self._durable else "off"},
-            )
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        import psycopg
-
-        try:
-            yield
-        except psycopg.Error as error:
-            raise _translated(error, self.url) from error
-
-    def _after_fork(self) -> None:
-        """In a child: what the parent opened is the parent's, and is neither used nor closed here."""
-        _abandoned.extend(self._idle)
-        self._idle = []
-        self._lock = threading.Lock()
-
-
-class PostgresWatcher:
-    """Listens, on a connection of its own.
-
-    It asks itself first whether notifications arrive: a pooler between here and the database may swallow them
-    without a word. Then it says every second that something may have changed.
-    """
-
-    def __init__(self, store: PostgresStore, connection: _Connection) -> None:
-        self._store = store
-        self._connection = connection
-        self._process = os.getpid()
-        self._wakes, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
-        try:
-            connection.execute(f"LISTEN {CHANNEL}")
-            self._hears = self._probe()
-        except BaseException:
-            self._close_pipe()
-            raise
-
-    def wait(self, timeout_s: float) -> bool:
-        timeout_s = timeout_s if self._hears else min(timeout_s, POLL_S)
-        with self._store._translated():
-            try:
-                readable, _, _ = select.select([self._connection.fileno(), self._wakes], [], [], timeout_s)
-            except (OSError, ValueError) as error:
-                raise StoreUnavailable(f"nobody listens to {self._store.url} any more") from error
-            if self._wakes in readable:
-                os.read(self._wakes, 4096)
-                return False
-            if readable:
-                return bool(self._received())
-        return not self._hears
-
-    def wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is awake already; closed: nobody waits
-            os.write(self._wake, b"!")
-
-    def close(self) -> None:
-        self._close_pipe()
-        if self._process == os.getpid():
-            self._connection.close()
-        else:
-            _abandoned.append(self._connection)
-
-    def _received(self) -> list[str]:
-        return [each.payload for each in self._connection.notifies(timeout=0)]
-
-    def _probe(self) -> bool:
-        word = f"probe {os.urandom(8).hex()}"
-        self._connection.execute(
-            "SELECT pg_notify(%(channel)s, %(word)s)", {"channel": CHANNEL, "word": word}
-        )
-        deadline = time.monotonic() + PROBE_S
-        while time.monotonic() < deadline:
-            for each in self._connection.notifies(timeout=deadline - time.monotonic(), stop_after=1):
-                if each.payload == word:
-                    return True
-        return False
-
-    def _close_pipe(self) -> None:
-        wakes, self._wakes = self._wakes, -1
-        wake, self._wake = self._wake, -1
-        for end in (wakes, wake):
-            if end >= 0:
-                os.close(end)
-
-
-_open_stores: weakref.WeakSet[PostgresStore] = weakref.WeakSet()
-_abandoned: list[_Connection] = []
-
-
-def _forget_connections() -> None:
-    for store in list(_open_stores):
-        store._after_fork()
-
-
-os.register_at_fork(after_in_child=_forget_connections)
+    def _read(self, call: Callable[[Connection], _T]) -> _T:
+        """Make statements, each a transaction by itself."""
+        return self._connections.run(call)
 
 
 # --- Statements ---------------------------------------------------------------------------------
+
+_PREPARE_UPGRADE = """
+SELECT set_config('statement_timeout', %(max)s, true),
+    set_config('idle_in_transaction_session_timeout', '0', true),
+    set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)
+"""
+"""Functions remember this search path, in which no temporary table can stand in for one of ours."""
 
 _ACQUIRE = """
 INSERT INTO deployment AS d (config, environment, owner, fence, lease_until_ms)
@@ -594,7 +411,8 @@ RETURNING *
 
 _RENEW = """
 UPDATE deployment SET lease_until_ms = now_ms() + %(ttl_ms)s
-WHERE config = %(config)s AND environment = %(environment)s AND fence = %(fence)s AND lease_until_ms > now_ms()
+WHERE config = %(config)s AND environment = %(environment)s AND fence = %(fence)s
+    AND lease_until_ms > now_ms()
 RETURNING *
 """
 
@@ -690,6 +508,13 @@ FROM config LEFT JOIN price USING (digest)
 WHERE config.digest = ANY(%(wanted)s)
 """
 
+_FORGET = """
+DELETE FROM instance WHERE (id, config) IN (
+    SELECT id, config FROM instance
+    WHERE seen_at_ms < now_ms() - %(gone_ms)s OR (id = %(id)s AND NOT config = ANY(%(kept)s))
+    FOR UPDATE SKIP LOCKED) -- two who forget the same ones do not wait for each other
+"""
+
 _ACKNOWLEDGE = """
 INSERT INTO instance AS i
     (id, name, environment, config, revision, serving_since_ms, reloaded, refused, reason, seen_at_ms)
@@ -724,7 +549,7 @@ ORDER BY start_ms, instance, number LIMIT %(limit)s
 # --- Inside a call ------------------------------------------------------------------------------
 
 
-def _refused(connection: _Connection, move: Move) -> Moved:
+def _refused(connection: Connection, move: Move) -> Moved:
     """The answer to a move that changed nothing: it had been made before, or why it was not made."""
     place = {"config": move.config, "environment": move.environment}
     found = maybe_deployment_of(_first(connection, _DEPLOYMENT, place))
@@ -761,7 +586,7 @@ def _refused(connection: _Connection, move: Move) -> Moved:
     raise refusals.why(move, facts)
 
 
-def _records(connection: _Connection, config: str, digest: str, limit: int) -> tuple[Record, ...]:
+def _records(connection: Connection, config: str, digest: str, limit: int) -> tuple[Record, ...]:
     rows = connection.execute(
         "SELECT * FROM evidence WHERE config = %(config)s AND %(digest)s IN ('', digest) "
         "ORDER BY finished_at_ms DESC, id LIMIT %(limit)s",
@@ -784,12 +609,12 @@ def _records(connection: _Connection, config: str, digest: str, limit: int) -> t
     )
 
 
-def _first(connection: _Connection, statement: LiteralString, values: _Values) -> _Row | None:
+def _first(connection: Connection, statement: LiteralString, values: _Values) -> _Row | None:
     rows = connection.execute(statement, values).fetchall()
     return rows[0] if rows else None
 
 
-def _now(connection: _Connection) -> datetime:
+def _now(connection: Connection) -> datetime:
     row = _first(connection, "SELECT now_ms() AS now", {})
     assert row is not None
     return time_of(row["now"])
@@ -799,43 +624,25 @@ def _migrations() -> list[str]:
     return migrations("postgres")
 
 
-def _version(connection: _Connection) -> int:
+def _check_database(connection: Connection, url: str) -> None:
+    """`StoreError` for a database without the namespace, or one that cannot keep every text."""
+    row = _first(
+        connection, "SELECT current_schema() AS here, current_setting('server_encoding') AS encoding", {}
+    )
+    assert row is not None
+    if row["here"] is None:
+        raise StoreError(f"the namespace that {url} names does not exist", hint="CREATE SCHEMA makes it")
+    if row["encoding"] != "UTF8":
+        raise StoreError(
+            f"the database at {url} keeps text as {row['encoding']}, and it has to be UTF8",
+            hint="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+        )
+
+
+def _version(connection: Connection) -> int:
     there = _first(connection, "SELECT to_regclass('migration') IS NOT NULL AS there", {})
     if there is None or not there["there"]:
         return 0
     row = _first(connection, "SELECT coalesce(max(version), 0) AS version FROM migration", {})
     assert row is not None
     return int(row["version"])
-
-
-def _is_broken(error: psycopg.Error) -> bool:
-    """Whether the connection is to blame, and another one may do better."""
-    return error.sqlstate is None or error.sqlstate[:2] in ("08", "57")
-
-
-def _translated(error: psycopg.Error, url: str) -> StoreError:
-    import psycopg
-
-    said = " ".join(str(error).split())
-    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
-        return StoreError(f"the store at {url} has no tables yet", hint="deploy-gates store upgrade")
-    if isinstance(error, psycopg.errors.RaiseException | psycopg.IntegrityError):
-        first = str(error).splitlines()[0]
-        return StoreError(f"the store at {url} does not allow that: {first}")
-    if isinstance(error, psycopg.errors.DiskFull):
-        return StoreUnavailable(f"the disk with the store at {url} is full, and nothing was changed")
-    if isinstance(error, psycopg.errors.QueryCanceled):
-        return StoreUnavailable(
-            f"the store at {url} was busy for {STATEMENT_S} s, and nothing was changed", hint="try again"
-        )
-    return StoreUnavailable(f"the store at {url} cannot be used: {said}")
-
-
-def _need_psycopg() -> None:
-    try:
-        import psycopg  # noqa: F401
-    except ImportError as error:
-        raise StoreError(
-            "PostgreSQL needs a driver that is not installed",
-            hint="pip install 'pytest-deploy-gates[postgres]'",
-        ) from error

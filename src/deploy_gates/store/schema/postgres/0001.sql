@@ -270,6 +270,9 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no passing evidence opens this environment to this digest';
     END IF;
+    IF OLD.lease_until_ms <= now_ms() THEN -- while the statement waited for the row
+        RAISE EXCEPTION 'the lease has expired';
+    END IF;
     RETURN NEW;
 END
 $$;
