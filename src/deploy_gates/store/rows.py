@@ -52,10 +52,12 @@ def deployment_of(row: Row) -> Deployment:
 
 
 def maybe_deployment_of(row: Row | None) -> Deployment | None:
+    """A row of `deployment`."""
     return None if row is None else deployment_of(row)
 
 
 def lease_of(row: Row) -> Lease:
+    """A row of `deployment`, if there is one."""
     return Lease(
         config=row["config"],
         environment=row["environment"],
@@ -67,10 +69,12 @@ def lease_of(row: Row) -> Lease:
 
 
 def keys_of(lease: Lease) -> dict[str, object]:
+    """The lease in a row of `deployment`."""
     return {"config": lease.config, "environment": lease.environment, "fence": lease.fence}
 
 
 def event_of(row: Row) -> Event:
+    """What a statement about a lease has to name."""
     return Event(
         config=row["config"],
         environment=row["environment"],
@@ -93,6 +97,7 @@ def event_of(row: Row) -> Event:
 
 
 def record_of(row: Row, admitted_until: Mapping[str, datetime]) -> Record:
+    """A row of `history`."""
     return Record(
         id=row["id"],
         config=row["config"],
@@ -108,6 +113,7 @@ def record_of(row: Row, admitted_until: Mapping[str, datetime]) -> Record:
 
 
 def instance_of(row: Row) -> Instance:
+    """A row of `evidence`, with the environments it opens and until when."""
     return Instance(
         id=row["id"],
         name=row["name"],
@@ -123,6 +129,7 @@ def instance_of(row: Row) -> Instance:
 
 
 def token_of(row: Row) -> Token:
+    """A row of `instance`."""
     return Token(
         id=row["id"],
         name=row["name"],
@@ -135,14 +142,17 @@ def token_of(row: Row) -> Token:
 
 
 def ms_of(time: datetime) -> int:
+    """A row of `token`."""
     return int(time.timestamp() * 1000)
 
 
 def time_of(ms: int) -> datetime:
+    """Milliseconds since 1970, UTC."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def span_ms(span: timedelta) -> int:
+    """The time of so many milliseconds since 1970."""
     return int(span / timedelta(milliseconds=1))
 
 
