@@ -31,6 +31,7 @@ class Row(Protocol):
 
 
 def deployment_of(row: Row) -> Deployment:
+    """A row of `deployment`."""
     return Deployment(
         config=row["config"],
         environment=row["environment"],
@@ -52,12 +53,12 @@ def deployment_of(row: Row) -> Deployment:
 
 
 def maybe_deployment_of(row: Row | None) -> Deployment | None:
-    """A row of `deployment`."""
+    """A row of `deployment`, if there is one."""
     return None if row is None else deployment_of(row)
 
 
 def lease_of(row: Row) -> Lease:
-    """A row of `deployment`, if there is one."""
+    """The lease in a row of `deployment`."""
     return Lease(
         config=row["config"],
         environment=row["environment"],
@@ -69,12 +70,12 @@ def lease_of(row: Row) -> Lease:
 
 
 def keys_of(lease: Lease) -> dict[str, object]:
-    """The lease in a row of `deployment`."""
+    """What a statement about a lease has to name."""
     return {"config": lease.config, "environment": lease.environment, "fence": lease.fence}
 
 
 def event_of(row: Row) -> Event:
-    """What a statement about a lease has to name."""
+    """A row of `history`."""
     return Event(
         config=row["config"],
         environment=row["environment"],
@@ -97,7 +98,7 @@ def event_of(row: Row) -> Event:
 
 
 def record_of(row: Row, admitted_until: Mapping[str, datetime]) -> Record:
-    """A row of `history`."""
+    """A row of `evidence`, with the environments it opens and until when."""
     return Record(
         id=row["id"],
         config=row["config"],
@@ -113,7 +114,7 @@ def record_of(row: Row, admitted_until: Mapping[str, datetime]) -> Record:
 
 
 def instance_of(row: Row) -> Instance:
-    """A row of `evidence`, with the environments it opens and until when."""
+    """A row of `instance`."""
     return Instance(
         id=row["id"],
         name=row["name"],
@@ -129,7 +130,7 @@ def instance_of(row: Row) -> Instance:
 
 
 def token_of(row: Row) -> Token:
-    """A row of `instance`."""
+    """A row of `token`."""
     return Token(
         id=row["id"],
         name=row["name"],
@@ -142,17 +143,17 @@ def token_of(row: Row) -> Token:
 
 
 def ms_of(time: datetime) -> int:
-    """A row of `token`."""
+    """Milliseconds since 1970, UTC."""
     return int(time.timestamp() * 1000)
 
 
 def time_of(ms: int) -> datetime:
-    """Milliseconds since 1970, UTC."""
+    """The time of so many milliseconds since 1970."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def span_ms(span: timedelta) -> int:
-    """The time of so many milliseconds since 1970."""
+    """A span in whole milliseconds."""
     return int(span / timedelta(milliseconds=1))
 
 
