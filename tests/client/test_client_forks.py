@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,28 @@ def test_children_forked_in_the_middle_of_everything_never_hang(url: str, releas
 
     assert children == [True] * 30
     assert sorted(took_s)[15] < forking.FORK_WAIT_S / 2
+
+
+def test_a_child_that_cannot_reach_the_store_serves_what_its_parent_did(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    with team(f"sqlite:///{tmp_path}/here/store.db") as releasing:
+        releasing.release(1)
+        with connect(f"sqlite:///{tmp_path}/here/store.db", last_good=kept) as client:
+            assert eventually(kept.exists)
+            older = kept.read_bytes()
+            assert follows(client, releasing.release(2))
+            assert eventually(lambda: kept.read_bytes() != older)
+            kept.write_bytes(older)
+            (tmp_path / "here").rename(tmp_path / "there")
+            assert eventually(lambda: client.is_stale)
+
+            child = Child(lambda: [eventually(lambda: _is_older(client), 1.0), client.is_stale])
+
+            assert child.result() == [False, True]
+
+
+def _is_older(client: ConfigClient) -> bool:
+    return client.get("triage").digest != digest(2)
 
 
 def test_a_child_of_a_client_that_was_closed_stays_closed(url: str, releasing: Team) -> None:

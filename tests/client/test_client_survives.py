@@ -118,11 +118,17 @@ def test_services_serve_the_last_good_value_while_the_database_is_dead_and_then_
     assert called / 2 < counted <= called  # tallies of the last second before are not flushed to disk
 
 
-def test_a_database_that_hangs_makes_nobody_wait(server: engines.Server, releasing: Team) -> None:
+def test_a_database_that_hangs_makes_nobody_wait(
+    server: engines.Server, releasing: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy_gates.client.following.REREAD_S", 0.1)
+    monkeypatch.setattr("deploy_gates.client.config.SILENT_S", 0.5)
     releasing.release(1)
     client = ConfigClient(server.url, environment=ENVIRONMENT, last_good=None)
     assert eventually(releasing.store.instances)
     with suspended(server):
+        assert eventually(lambda: client.is_stale)
+        assert "has not answered" in client.stale_reason
         begun = time.monotonic()
         with client.get("triage").call():
             pass

@@ -21,17 +21,23 @@ SILENT_S = 20.0
 class Freshness:
     """Whether what a client serves is what the store says: the one thing here that changes in place."""
 
-    __slots__ = ("confirmed_at", "reason")
+    __slots__ = ("confirmed_at", "fault")
 
     def __init__(self) -> None:
-        self.reason = "the store has not been read yet"
-        """Why the store cannot be read; empty: it can."""
+        self.fault = "the store has not been read yet"
+        """Why the store cannot be read; empty: it could, when it was tried last."""
         self.confirmed_at = time.monotonic()
         """When it was read last, on the monotonic clock."""
 
     @property
     def is_stale(self) -> bool:
-        return bool(self.reason) or time.monotonic() - self.confirmed_at > SILENT_S
+        return bool(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """Why there may be something newer; empty: there is not."""
+        silent_s = time.monotonic() - self.confirmed_at
+        return self.fault or (f"it has not answered for {silent_s:.0f} s" if silent_s > SILENT_S else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

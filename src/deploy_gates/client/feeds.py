@@ -97,7 +97,11 @@ class StoreFeed:
         return self._run(watched)
 
     def wait(self, timeout_s: float) -> bool:
-        return self._run(lambda store: self._watch(store).wait(timeout_s))
+        def watched(store: Store) -> bool:
+            watcher = self._watch(store)
+            return not self._reading.is_closed and watcher.wait(timeout_s)
+
+        return self._run(watched)
 
     def wake(self) -> None:
         with self._waking:

@@ -96,7 +96,7 @@ class Following:
 
     def renewed(self) -> Following:
         """In a child after a fork: one like this, not yet started, that serves the same."""
-        return Following(
+        made = Following(
             self._feed.renewed(),
             environment=self._environment,
             name=self._given_name,
@@ -108,6 +108,10 @@ class Following:
             snapshot=inherited(self.snapshot),
             quiet_s=CHILD_QUIET_S,
         )
+        made._is_away = self._is_away
+        if self.has_read.is_set():
+            made.has_read.set()  # what is on disk may be older
+        return made
 
     def report(self, first: int, tallies: Sequence[Tally]) -> None:
         """Deliver tallies. `StoreError` if that cannot be done now."""
@@ -191,7 +195,7 @@ class Following:
     def _lost(self, reason: str) -> None:
         if self._stop.is_set():
             return
-        self._freshness.reason = reason
+        self._freshness.fault = reason
         self.serve_last_good()
         if not self._is_away:
             self._is_away = True
@@ -207,7 +211,7 @@ class Following:
             after = accepted(serving, before, now=time.monotonic(), is_confirmed=is_confirmed)
             changed = changes(before, after)
             if is_confirmed:
-                self._freshness.confirmed_at, self._freshness.reason = time.monotonic(), ""
+                self._freshness.confirmed_at, self._freshness.fault = time.monotonic(), ""
             self.snapshot = after
             if changed:
                 self._publish(after)
