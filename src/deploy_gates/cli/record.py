@@ -441,22 +441,36 @@ def _revoke_token(asked: argparse.Namespace) -> int:
 
 
 def _serve(asked: argparse.Namespace) -> int:
-    from deploy_gates import envelope, server, settings, workspace
+    from deploy_gates import envelope, settings, workspace
 
+    try:
+        from deploy_gates import server
+    except ImportError as error:
+        raise SettingsError(
+            f"the server needs {error.name}, which is not installed",
+            hint="pip install 'pytest-deploy-gates[server]'",
+        ) from error
     root = workspace.find_root(Path.cwd())
     settled = settings.load(root)
     keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
     with _store(asked) as store:
         _warn(store)
-        return server.serve(
-            store,
-            host=asked.host,
-            port=asked.port,
-            environment=asked.environment,
-            keys=keys,
-            require_signature=bool(keys),
-            policy=settled.policy,
-        )
+
+    def announce(address: str) -> None:
+        print(f"serving {asked.environment} over OFREP, and everything over {address}", flush=True)
+
+    server.serve(
+        _url(asked, root),
+        host=asked.host,
+        port=asked.port,
+        announce=announce,
+        environment=asked.environment,
+        root=root,
+        keys=keys,
+        require_signature=bool(keys),
+        policy=settled.policy,
+    )
+    return DONE
 
 
 # --- The store and the screen -------------------------------------------------------------------
@@ -465,20 +479,27 @@ def _serve(asked: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _store(asked: argparse.Namespace, *, create: bool = False) -> Iterator[Store]:
     """The store named by the option, the variable, the settings, or the default; its tables are there."""
-    from deploy_gates import settings, workspace
+    from deploy_gates import workspace
     from deploy_gates.store import DEFAULT_URL, open_store
 
     root = workspace.find_root(Path.cwd())
-    url = asked.store or os.environ.get(STORE_VARIABLE, "") or settings.load(root).store
-    store = open_store(url or DEFAULT_URL, root=root)
+    url = _url(asked, root)
+    store = open_store(url, root=root)
     try:
         if not create:
-            if not url:
+            if url == DEFAULT_URL:
                 store.upgrade()  # the default store needs no ceremony
             store.check()
         yield store
     finally:
         store.close()
+
+
+def _url(asked: argparse.Namespace, root: Path) -> str:
+    from deploy_gates import settings
+    from deploy_gates.store import DEFAULT_URL
+
+    return asked.store or os.environ.get(STORE_VARIABLE, "") or settings.load(root).store or DEFAULT_URL
 
 
 def _warn(store: Store) -> None:
