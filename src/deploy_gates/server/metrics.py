@@ -42,9 +42,12 @@ def exposition(standings: Sequence[Standing], service: Service) -> str:
 def _served(standings: Sequence[Standing]) -> Iterator[str]:
     yield from _head("deploy_gates_revision", "gauge", "The revision an environment is at.")
     for each in standings:
+        yield _line("deploy_gates_revision", _place(each), each.deployment.revision)
+    yield from _head("deploy_gates_serving_info", "gauge", "What an environment serves.")
+    for each in standings:
         found = each.deployment
         labels = {"baseline": short(found.baseline), "candidate": short(found.candidate)}
-        yield _line("deploy_gates_revision", _place(each) | labels, found.revision)
+        yield _line("deploy_gates_serving_info", _place(each) | labels, 1)
     yield from _head("deploy_gates_candidate_weight_ratio", "gauge", "The share of keys on the candidate.")
     for each in standings:
         yield _line("deploy_gates_candidate_weight_ratio", _place(each), each.deployment.weight_bp / 10_000)

@@ -23,6 +23,8 @@ from deploy_gates.server.asking import allowed, answer, body, parsed
 
 BODY_MAX_BYTES = 64 << 10
 KEY_MAX_CHARS = 1_000
+FRACTIONS = {"temperature", "top_p", "frequency_penalty", "presence_penalty"}
+"""Spelled `1.0` also where they are whole: typed clients refuse `1` when they ask for a float."""
 NO_CACHE = {"Cache-Control": "no-cache"}
 
 
@@ -81,9 +83,12 @@ class _Ofrep:
     def _evaluated(self, flag: str, key: str | None) -> JsonObject:
         found = flags.evaluate(self._client, flag, key)
         metadata: JsonObject = dict(found.metadata)
+        value = found.value
+        if isinstance(value, int) and not isinstance(value, bool) and flag.rpartition(".")[2] in FRACTIONS:
+            value = float(value)
         return {
             "key": flag,
-            "value": found.value,
+            "value": value,
             "reason": found.reason.value,
             "variant": found.variant.value,
             "metadata": metadata,
