@@ -248,6 +248,22 @@ def test_a_server_that_hangs_makes_nobody_wait(server: ApiServer, monkeypatch: p
         assert follows(client, 2)
 
 
+def test_closing_ends_the_stream_at_once(server: ApiServer) -> None:
+    server.heartbeat_s = 10.0
+    server.release(1)
+    before = set(threading.enumerate())
+    client = connect(server)
+    assert eventually(lambda: server.streams == 1)
+
+    begun = time.monotonic()
+    client.close()
+    took_s = time.monotonic() - begun
+    left = [each for each in set(threading.enumerate()) - before if "deploy-gates" in each.name]
+
+    assert left == []
+    assert took_s < 0.5
+
+
 def test_a_client_of_a_hanging_server_starts_and_ends_in_time(server: ApiServer) -> None:
     server.change(is_hanging=True)
     before = set(threading.enumerate())
