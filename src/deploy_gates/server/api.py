@@ -172,6 +172,7 @@ class _Api:
         environment, config = _query(request, "environment"), _query(request, "config")
         if not (environment and config):
             raise refuse("`config` and `environment` say whose log is wanted")
+        environment, config = _environment(environment), _name(config, "`config`")
         after, limit = _number(request, "after", 0, 2**53), _number(request, "limit", 100, LOG_MAX)
         events = await in_thread(self._store.history, config, environment, after=after, limit=limit)
         return answer({"events": [each.to_json() for each in events]})
@@ -187,7 +188,7 @@ class _Api:
         raw = await document(request)
         rows = member(raw, "served", list)
         if len(rows) > SERVED_MAX:
-            raise refuse(f"`served` has more than {SERVED_MAX:,} rows", 413)
+            raise refuse(f"`served` has more than {SERVED_MAX:,} rows")
         served = [_acknowledgement(each) for each in rows]
         if len({each.config for each in served}) != len(served):
             raise refuse("`served` names a config twice")
@@ -205,7 +206,7 @@ class _Api:
         raw = await document(request)
         rows = member(raw, "tallies", list)
         if len(rows) > TALLIES_MAX:
-            raise refuse(f"more than {TALLIES_MAX:,} tallies at once", 413)
+            raise refuse(f"more than {TALLIES_MAX:,} tallies at once")
         try:
             tallies = [Tally.from_json(each) for each in rows]
         except ValueError as wrong:
@@ -363,9 +364,7 @@ def _acknowledgement(value: Json) -> Acknowledgement:
 
 def _query(request: Request, name: str) -> str:
     value = request.query_params.get(name, "")
-    if len(value) > 200 or "\0" in value or any(0xD800 <= ord(each) <= 0xDFFF for each in value):
-        raise refuse(f"`{name}` is no name")
-    return value
+    return _name(value, f"`{name}`") if value else ""
 
 
 def _number(request: Request, name: str, default: int, most: int) -> int:

@@ -29,6 +29,7 @@ BODY_MAX_BYTES = 1 << 20
 BODY_S = 10.0
 """How long a client may take to send its body."""
 RETRY_AFTER_S = 1
+WHOLE_MAX = 2**53
 DEPTH_MAX = 64
 """How deep JSON may be nested."""
 
@@ -80,7 +81,7 @@ async def document(request: Request, most: int = BODY_MAX_BYTES) -> JsonObject:
 def parsed(content: bytes) -> JsonObject:
     """The JSON object in `content`; NaN and infinities are no JSON."""
     try:
-        value = json.loads(content, parse_constant=_no_json)
+        value = json.loads(content, parse_constant=_no_json, parse_float=_number)
         json.dumps(value).encode()
     except (ValueError, RecursionError) as wrong:
         raise refuse(f"the body is no JSON: {str(wrong)[:200]}") from wrong
@@ -170,6 +171,12 @@ def raised(failure: Exception) -> Response:
     if isinstance(failure, DeployGatesError):
         return error(failure.message, 400, hint=failure.hint)
     raise failure
+
+
+def _number(spelled: str) -> int | float:
+    """JSON does not tell 1.0 from 1, and neither does JSON Schema."""
+    value = float(spelled)
+    return int(value) if value.is_integer() and abs(value) <= WHOLE_MAX else value
 
 
 def _no_json(name: str) -> float:

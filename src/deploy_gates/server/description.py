@@ -26,7 +26,7 @@ def openapi() -> JsonObject:
             "version": __version__,
             "description": "What every environment serves, who serves it, what came of it, and moving it.",
         },
-        "paths": {**_open(), **_reading(), **_reporting(), **_moving()},
+        "paths": {**_open(), **_reading(), **_reporting(), **_moving(), **_ofrep()},
         "components": {
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "description": "deploy-gates token create"}
@@ -118,7 +118,7 @@ def _reporting() -> JsonObject:
                     {
                         "name": _text(200),
                         "environment": _ENVIRONMENT,
-                        "served": _list(_ref("Acknowledgement")),
+                        "served": {**_list(_ref("Acknowledgement")), "maxItems": 10_000},
                     }
                 ),
             ),
@@ -207,6 +207,50 @@ def _moving() -> JsonObject:
                 others=conflict,
             )
         },
+    }
+
+
+def _ofrep() -> JsonObject:
+    """OFREP 0.3: other errors than elsewhere, in its own words."""
+    context: JsonObject = {"type": "object", "properties": {"targetingKey": _text(1_000)}}
+    body = _object({"context": context}, required=[])
+    evaluation = _object(
+        {
+            "key": _TEXT,
+            "value": {"type": ["boolean", "string", "integer", "number", "object", "array"]},
+            "reason": {"type": "string", "enum": ["STATIC", "SPLIT", "STALE"]},
+            "variant": {"type": "string", "enum": [each.value for each in Arm]},
+            "metadata": {"type": "object"},
+        }
+    )
+    failure = _object({"errorDetails": _TEXT, "errorCode": _TEXT, "key": _TEXT}, required=["errorDetails"])
+    etag = _parameter("If-None-Match", "header", _TEXT)
+    one = _operation(
+        "evaluate",
+        "What a flag is: a config, or what stands in one.",
+        evaluation,
+        parameters=[_parameter("flag", "path", {"type": "string", "minLength": 1})],
+        body=body,
+        is_lenient=True,
+    )
+    every = _operation(
+        "evaluateAll",
+        "Every flag there is.",
+        _object({"flags": _list(evaluation)}),
+        parameters=[etag],
+        body=body,
+        others={"304": "Nothing has changed."},
+        is_lenient=True,
+    )
+    for operation in (one, every):
+        responses = operation["responses"]
+        assert isinstance(responses, dict)
+        for status, response in responses.items():
+            if status not in ("200", "304") and isinstance(response, dict):
+                response["content"] = {"application/json": {"schema": failure}}
+    return {
+        "/ofrep/v1/evaluate/flags": {"post": every},
+        "/ofrep/v1/evaluate/flags/{flag}": {"post": one},
     }
 
 
@@ -327,6 +371,7 @@ def _operation(
     body: JsonObject | None = None,
     media: str = "application/json",
     others: dict[str, str] | None = None,
+    is_lenient: bool = False,
 ) -> JsonObject:
     """One operation; what it may answer besides is the same everywhere."""
     done: JsonObject = {"description": "Done."}
@@ -349,7 +394,7 @@ def _operation(
     if parameters:
         made["parameters"] = parameters
     if body is not None:
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        made["requestBody"] = {"required": not is_lenient, "content": {"application/json": {"schema": body}}}
     return made
 
 
