@@ -217,8 +217,8 @@ def _ofrep() -> JsonObject:
     evaluation = _object(
         {
             "key": _TEXT,
-            "value": {"type": ["boolean", "string", "integer", "number", "object", "array"]},
-            "reason": {"type": "string", "enum": ["STATIC", "SPLIT", "STALE"]},
+            "value": {"type": ["boolean", "string", "integer", "number", "object"]},
+            "reason": {"type": "string", "enum": ["STATIC", "SPLIT", "UNKNOWN"]},
             "variant": {"type": "string", "enum": [each.value for each in Arm]},
             "metadata": {"type": "object"},
         }

@@ -5,6 +5,7 @@ Evaluations are answered from memory. A flag is a config, or what stands in one;
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 
@@ -73,10 +74,8 @@ class _Ofrep:
     def _everything(self, key: str | None) -> tuple[bytes, str]:
         found: list[Json] = []
         for flag in flags.flags(self._client, key):
-            try:
+            with contextlib.suppress(flags.FlagNotFound, ConfigUnavailable):  # a list, or gone meanwhile
                 found.append(self._evaluated(flag, key))
-            except (flags.FlagNotFound, ConfigUnavailable):
-                continue  # it has gone since it was listed
         content = json.dumps({"flags": found}, ensure_ascii=False).encode("utf-8", "backslashreplace")
         return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
@@ -84,12 +83,19 @@ class _Ofrep:
         found = flags.evaluate(self._client, flag, key)
         metadata: JsonObject = dict(found.metadata)
         value = found.value
+        if isinstance(value, list):
+            raise flags.FlagNotFound(
+                f"{flag} is a list, which OFREP has no type for: read the object around it"
+            )
+        reason = found.reason.value
+        if found.reason is flags.Reason.STALE:
+            reason, metadata["stale"] = "UNKNOWN", True  # OFREP has no word for it
         if isinstance(value, int) and not isinstance(value, bool) and flag.rpartition(".")[2] in FRACTIONS:
             value = float(value)
         return {
             "key": flag,
             "value": value,
-            "reason": found.reason.value,
+            "reason": reason,
             "variant": found.variant.value,
             "metadata": metadata,
         }
