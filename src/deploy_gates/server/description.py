@@ -212,7 +212,10 @@ def _moving() -> JsonObject:
 
 def _ofrep() -> JsonObject:
     """OFREP 0.3: other errors than elsewhere, in its own words."""
-    context: JsonObject = {"type": "object", "properties": {"targetingKey": _text(1_000)}}
+    context: JsonObject = {
+        "type": "object",
+        "properties": {"targetingKey": {**_text(1_000), "type": ["string", "null"]}},
+    }
     body = _object({"context": context}, required=[])
     evaluation = _object(
         {
