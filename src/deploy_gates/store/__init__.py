@@ -190,7 +190,8 @@ def open_store(url: str, *, root: Path | None = None, durable: bool = True) -> S
     """The store at `url`: `sqlite:///relative`, `sqlite:////absolute`, or `postgresql://…`.
 
     A relative path starts at `root`, or else at the current folder. A store that is not `durable` may lose
-    its last writes with the power, not with the process: right for tallies, wrong for promotions. Nothing is
+    its last writes with the power or with a database that is killed, never with the process that wrote them:
+    right for tallies, wrong for promotions. Nothing is
     opened before it is used. `StoreError` for a URL that is neither.
     """
     if url.startswith("sqlite:///"):
