@@ -28,29 +28,31 @@ STEPS = ("acquire", "move", "release")
 
 
 def kill(url: str, times: int, seed: int) -> dict[str, object]:
-    """Kill a promoter `times` times, each at a random moment, and look at the store after every time."""
+    """Kill a promoter `times` times, each at a random moment of each step in turn, and look at the store."""
     random.seed(seed)
     store = open_store(url)
     digests = [a_release(store, number) for number in (1, 2)]
     killed_in = dict.fromkeys(STEPS, 0)
     moved, seen = 0, 0
     problems: list[str] = []
-    for _ in range(times):
+    for at in range(times):
         told, tell = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(told)
             _promote_for_ever(url, digests, tell)
         os.close(tell)
-        os.read(told, len("acquire "))
-        time.sleep(random.uniform(0, 0.006))  # the moment itself, not a wait for anything
+        heard = b""
+        while STEPS[at % len(STEPS)].encode() not in heard:
+            heard += os.read(told, 1 << 16)
+        time.sleep(random.uniform(0, 0.002))  # the moment itself, not a wait for anything
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        words = ["acquire", *os.read(told, 1 << 16).decode().split()]
+        words = (heard + os.read(told, 1 << 16)).decode().split()
         os.close(told)
         killed_in[words[-1]] += 1
-        found = _found(store)
-        problems += runner.problems(store, found)
+        found, wrong = _looked_at(store)
+        problems += wrong
         acknowledged = max((int(each) for each in words if each.isdigit()), default=0)
         if found.revision < max(seen, acknowledged):
             problems.append(
@@ -60,6 +62,16 @@ def kill(url: str, times: int, seed: int) -> dict[str, object]:
         seen = found.revision
     store.close()
     return {"moved": moved, "killed_in": killed_in, "problems": problems}
+
+
+def _looked_at(store: Store) -> tuple[Deployment, list[str]]:
+    """What the store holds and what is wrong with it: a server may still make what a killed client sent."""
+    found = _found(store)
+    while True:
+        wrong = list(runner.problems(store, found))
+        before, found = found, _found(store)
+        if found.revision == before.revision:
+            return found, wrong
 
 
 def _promote_for_ever(url: str, digests: list[str], tell: int) -> None:
