@@ -213,7 +213,7 @@ def _moving() -> JsonObject:
 def _ofrep() -> JsonObject:
     """OFREP 0.3: other errors than elsewhere, in its own words."""
     context: JsonObject = {
-        "type": "object",
+        "type": ["object", "null"],
         "properties": {"targetingKey": {**_text(1_000), "type": ["string", "null"]}},
     }
     body = _object({"context": context}, required=[])
