@@ -135,8 +135,8 @@ def bare_swap(engine: str, url: str, scratch: Path) -> Iterator[Callable[[], obj
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as server:
-        server.execute(create)  # type: ignore[arg-type]
-        server.execute(insert)  # type: ignore[arg-type]
+        server.execute(create)
+        server.execute(insert)
 
         def swap_there() -> None:
             nonlocal revision

@@ -109,7 +109,7 @@ def own_server() -> Iterator[Server]:
     try:
         where = programs()
         if os.geteuid() == 0:
-            shutil.chown(folder, _other_user(), _other_group())
+            os.chown(folder, _other_user() or 0, _other_group() or 0)
             where = _copied(where, folder)
         made = subprocess.run(
             [
@@ -150,7 +150,7 @@ def fresh_postgres(server_url: str) -> str:
 
     name = f"t_{secrets.token_hex(8)}"
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {name}")  # type: ignore[arg-type]  # the name is ours
+        connection.execute(f"CREATE SCHEMA {name}".encode())
     return f"{server_url}?options=-csearch_path%3D{name}"
 
 
