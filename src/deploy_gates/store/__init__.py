@@ -191,8 +191,8 @@ def open_store(url: str, *, root: Path | None = None, durable: bool = True) -> S
 
     A relative path starts at `root`, or else at the current folder. A store that is not `durable` may lose
     its last writes with the power or with a database that is killed, never with the process that wrote them:
-    right for tallies, wrong for promotions. Nothing is
-    opened before it is used. `StoreError` for a URL that is neither.
+    right for tallies, wrong for promotions. Nothing is opened before it is used. `StoreError` for a URL that
+    is neither.
     """
     if url.startswith("sqlite:///"):
         from deploy_gates.store.sqlite import SqliteStore
