@@ -29,7 +29,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import engines
-
 from deploy_gates import runner
 from deploy_gates.client import ConfigClient
 from deploy_gates.core.promotion import Kind, Lease, Move
