@@ -106,7 +106,7 @@ class SqliteStore:
     def upgrade(self) -> Upgraded:
         with self._lock, self._translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = self._open(create=True)
+            connection = _patiently(lambda: self._open(create=True))
             _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchall())
             return self._write(self._migrate)
 
