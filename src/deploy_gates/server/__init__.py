@@ -24,6 +24,7 @@ from deploy_gates.core.policy import Policy
 from deploy_gates.envelope import PublicKey
 from deploy_gates.server import api, asking, ofrep
 from deploy_gates.server.access import Access
+from deploy_gates.server.connection import Connection
 from deploy_gates.server.description import openapi
 from deploy_gates.server.metrics import Requests
 from deploy_gates.server.mirror import Mirror
@@ -169,7 +170,7 @@ def serve(
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=STOP_S,
                 limit_concurrency=CONCURRENT_MAX,
-                h11_max_incomplete_event_size=16 << 10,
+                http=Connection,
                 lifespan="on",
             ),
             lambda: announce(address),

@@ -7,8 +7,10 @@ import hmac
 import secrets
 import threading
 import time
+from dataclasses import dataclass
 from datetime import datetime
 
+from deploy_gates.core.errors import StoreUnavailable
 from deploy_gates.core.promotion import Scope, Token
 from deploy_gates.store import Store
 
@@ -19,6 +21,8 @@ TOKEN_MAX_CHARS = 200
 REMEMBERED_S = 3.0
 """For so long a token is not looked up again; a revoked one dies after it."""
 REMEMBERED_MAX = 1_000
+KEPT_S = 24 * 3600.0
+"""While the store is away, for so long a token counts for what the store last said of it."""
 
 _NOBODY = "0" * 64
 """Compared with where there is no such token, so that knowing ids costs as much as not knowing them."""
@@ -38,8 +42,19 @@ def issue(name: str, scopes: frozenset[Scope], *, created_by: str, now: datetime
     return f"{PREFIX}_{identity}_{secret}", token
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What the store said of an id."""
+
+    token: Token | None
+    """`None`: nobody has it."""
+    until: float
+    """When the store is asked again, on the monotonic clock."""
+    said_at: float
+
+
 class Access:
-    """Looks tokens up, and remembers them for a moment.
+    """Looks tokens up, and remembers them for a moment; while the store is away, for longer.
 
     With `is_local`, whoever asks sits on this machine: reading and reporting then need no token for as long
     as the store has none.
@@ -49,36 +64,63 @@ class Access:
         self._store = store
         self._is_local = is_local
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[Token | None, float]] = {}
-        self._open: tuple[bool, float] = (False, 0.0)
+        self._known: dict[str, _Found] = {}
+        self._has_tokens = True
+        self._has_tokens_until = 0.0
 
     def remembered(self, sent: str) -> tuple[bool, Token | None]:
         """Whether it is known without asking the store who sends this, and who it is if anybody."""
         identity, secret = _parts(sent)
         found = self._known.get(identity)
-        if found is None or found[1] < time.monotonic():
+        if found is None or found.until < time.monotonic():
             return False, None
-        return True, _checked(found[0], secret)
+        return True, _checked(found.token, secret)
 
     def look_up(self, sent: str) -> Token | None:
-        """Who sends this; `None` for nobody. Asks the store, so it may take its time."""
+        """Who sends this; `None` for nobody. Asks the store, so it may take its time.
+
+        `StoreUnavailable` where the store is away and has not said so within `KEPT_S`.
+        """
         identity, secret = _parts(sent)
-        token = self._store.token(identity) if identity else None
-        with self._lock:
-            if len(self._known) >= REMEMBERED_MAX:
-                self._known.clear()
-            self._known[identity] = (token, time.monotonic() + REMEMBERED_S)
+        known = self._known.get(identity)
+        if known is not None:  # others need not wait for the same answer
+            self._remember(identity, known.token, said_at=known.said_at)
+        try:
+            token = self._store.token(identity) if identity else None
+        except StoreUnavailable:
+            if known is None or known.said_at + KEPT_S < time.monotonic():
+                raise
+            return _checked(known.token, secret)
+        self._remember(identity, token, said_at=time.monotonic())
         return _checked(token, secret)
+
+    def remembered_open(self, scope: Scope) -> bool | None:
+        """Whether this needs no token here; `None` where the store has to be asked."""
+        if not self._is_local or scope is Scope.PROMOTE:
+            return False
+        return None if self._has_tokens_until < time.monotonic() else not self._has_tokens
 
     def is_open(self, scope: Scope) -> bool:
         """Whether this needs no token here. May ask the store."""
-        if not self._is_local or scope is Scope.PROMOTE:
-            return False
-        is_open, until = self._open
-        if until < time.monotonic():
-            is_open = not self._store.tokens()
-            self._open = (is_open, time.monotonic() + REMEMBERED_S)
-        return is_open
+        remembered = self.remembered_open(scope)
+        if remembered is not None:
+            return remembered
+        try:
+            self._has_tokens = bool(self._store.tokens())
+        except StoreUnavailable:
+            if not self._has_tokens_until:  # it was never asked
+                raise
+        self._has_tokens_until = time.monotonic() + REMEMBERED_S
+        return not self._has_tokens
+
+    def _remember(self, identity: str, token: Token | None, *, said_at: float) -> None:
+        found = _Found(token=token, until=time.monotonic() + REMEMBERED_S, said_at=said_at)
+        with self._lock:
+            if len(self._known) >= REMEMBERED_MAX and identity not in self._known:
+                # Whoever tries ids does not make the server forget those that are right.
+                right = {each: kept for each, kept in self._known.items() if kept.token is not None}
+                self._known = right if len(right) < REMEMBERED_MAX else {}
+            self._known[identity] = found
 
 
 def _parts(sent: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias, TypeVar
 
@@ -34,7 +35,9 @@ DEPTH_MAX = 64
 """How deep JSON may be nested."""
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+_A = TypeVar("_A")
 _T = TypeVar("_T")
+_LOCAL = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?")
 
 
 def answer(value: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -126,7 +129,7 @@ async def allowed(request: Request, scope: Scope) -> Token | None:
     kind, _, sent = header.partition(" ")
     sent = sent.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
     if not sent:
-        if await run_in_threadpool(access.is_open, scope):
+        if _is_from_here(request) and await _is_open(access, scope):
             return None
         raise HTTPException(
             401,
@@ -135,7 +138,7 @@ async def allowed(request: Request, scope: Scope) -> Token | None:
         )
     is_known, token = access.remembered(sent)
     if not is_known:
-        token = await run_in_threadpool(access.look_up, sent)
+        token = await _from_store(access.look_up, sent)
     if token is None:
         raise HTTPException(
             401,
@@ -147,6 +150,30 @@ async def allowed(request: Request, scope: Scope) -> Token | None:
             f"this token is not for `{scope}`", 403, hint=f"deploy-gates token create NAME --scope {scope}"
         )
     return token
+
+
+async def _is_open(access: Access, scope: Scope) -> bool:
+    is_open = access.remembered_open(scope)
+    return await _from_store(access.is_open, scope) if is_open is None else is_open
+
+
+async def _from_store(call: Callable[[_A], _T], argument: _A) -> _T:
+    """What the store says; strangers are not told which store that is."""
+    try:
+        return await run_in_threadpool(call, argument)
+    except StoreUnavailable as away:
+        raise HTTPException(
+            503,
+            detail="the store is away, so nobody can be let in who was not lately\0",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        ) from away
+
+
+def _is_from_here(request: Request) -> bool:
+    """Whether nobody asks on behalf of another site: its pages reach loopback, too, through a browser."""
+    origin = request.headers.get("origin")
+    sites = [request.headers.get("host", "")] + ([] if origin is None else [origin.rpartition("://")[2]])
+    return all(_LOCAL.fullmatch(each) for each in sites)
 
 
 async def in_thread(call: Callable[..., _T], *arguments: object, **named: object) -> _T:

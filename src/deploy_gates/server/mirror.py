@@ -129,9 +129,15 @@ class Mirror:
             except DeployGatesError as error:
                 if not self.is_stale:
                     log.warning("%s is served from memory: %s", self._environment, error.message)
-                self.is_stale = True
-                self._wake = _nothing
-                self._stop.wait(RETRY_S)
+                self._rest()
+            except Exception:  # a thread that ended would serve old configs as new ones
+                log.exception("%s is served from memory", self._environment)
+                self._rest()
+
+    def _rest(self) -> None:
+        self.is_stale = True
+        self._wake = _nothing
+        self._stop.wait(RETRY_S)
 
     def _read(self) -> None:
         before = self.view.serving if self.view else Serving(environment=self._environment, deployments=())
