@@ -66,6 +66,11 @@ class Promoter:
     def __init__(self, url: str) -> None:
         self.store: Store = open_store(url)
         self.digests = [a_release(self.store, number) for number in (1, 2)]
+        for each in self.store.deployments("development", CONFIG):
+            if each.candidate:
+                runner.rollback(
+                    self.store, config=CONFIG, environment="development", actor="bench", reason=""
+                )
         self.lease: Lease = self.store.acquire(CONFIG, "development", "bench", timedelta(minutes=10))
         self.revision = self.lease.revision
 
@@ -242,9 +247,6 @@ def get(urls: dict[str, str], scratch: Path, rounds: int) -> None:
         promoter.move()
     store = promoter.store
     candidate = a_release(store, 3)
-    runner.rollback(store, config=CONFIG, environment="development", actor="bench", reason="") if (
-        store.deployments("development", CONFIG)[0].candidate
-    ) else None
     store.release(promoter.lease)
     runner.promote(
         store,
@@ -315,6 +317,7 @@ def flagd_per_call(scratch: Path, keys: Sequence[str], rounds: int) -> float | N
             max(3, rounds // 20),
         )
     finally:
+        provider.shutdown()
         api.shutdown()
 
 
