@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import sqlite3
@@ -279,13 +280,14 @@ def get(urls: dict[str, str], scratch: Path, rounds: int) -> None:
 def flagd_per_call(scratch: Path, keys: Sequence[str], rounds: int) -> float | None:
     """The same question to OpenFeature's SDK over flagd's own evaluator, in this process."""
     try:
-        from openfeature import api
-        from openfeature.contrib.provider.flagd import FlagdProvider
-        from openfeature.contrib.provider.flagd.config import ResolverType
-        from openfeature.evaluation_context import EvaluationContext
+        flagd: Any = importlib.import_module("openfeature.contrib.provider.flagd")
+        settings: Any = importlib.import_module("openfeature.contrib.provider.flagd.config")
     except ImportError:
         row("OpenFeature with flagd in process", "not installed", "", "")
         return None
+    from openfeature import api
+    from openfeature.evaluation_context import EvaluationContext
+
     flags = scratch / "flags.json"
     variants = {name: {"digest": name, "model": "gpt-4.1-mini"} for name in ("baseline", "candidate")}
     flags.write_text(
@@ -302,8 +304,8 @@ def flagd_per_call(scratch: Path, keys: Sequence[str], rounds: int) -> float | N
             }
         )
     )
-    provider: Any = FlagdProvider(
-        resolver_type=ResolverType.FILE, offline_flag_source_path=str(flags), deadline_ms=5_000
+    provider = flagd.FlagdProvider(
+        resolver_type=settings.ResolverType.FILE, offline_flag_source_path=str(flags), deadline_ms=5_000
     )
     api.set_provider_and_wait(provider) if hasattr(api, "set_provider_and_wait") else api.set_provider(
         provider
