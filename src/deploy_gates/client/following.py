@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from deploy_gates.client.config import Freshness
 from deploy_gates.client.feeds import Feed
-from deploy_gates.client.gate import Gate
+from deploy_gates.client.forking import Turnstile
 from deploy_gates.client.last_good import LastGood
 from deploy_gates.client.snapshot import EMPTY, Snapshot, accepted, changes, inherited
 from deploy_gates.core.errors import DeployGatesError, WorkspaceError
@@ -73,7 +73,7 @@ class Following:
         self.instance = os.urandom(8).hex()
         self.has_read = threading.Event()
         """Set once there is something to serve, or the store has said that there is nothing."""
-        self._gate = Gate()
+        self._turnstile = Turnstile()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._errand = threading.Event()
@@ -116,7 +116,7 @@ class Following:
     def report(self, first: int, tallies: Sequence[Tally]) -> None:
         """Deliver tallies. `StoreError` if that cannot be done now."""
         if self._is_reporting:
-            with self._gate:
+            with self._turnstile:
                 self._feed.report(self.instance, first, tallies)
 
     def serve_last_good(self) -> None:
@@ -138,7 +138,7 @@ class Following:
         """End both threads and let go of every connection, now or as soon as a call under way returns."""
         deadline = time.monotonic() + timeout_s
         self._stop.set()
-        self._gate.open()
+        self._turnstile.open()
         self._errand.set()
         self._feed.wake()
         others = [each for each in self._threads if each is not threading.current_thread() and each.ident]
@@ -150,16 +150,16 @@ class Following:
 
     def ask_out(self) -> None:
         """Ask both threads out of their drivers."""
-        self._gate.close()
+        self._turnstile.close()
         self._feed.wake()
 
     def wait_until_out(self, deadline: float) -> None:
         """Until they are, or until `deadline`."""
-        self._gate.wait_until_empty(deadline)
+        self._turnstile.wait_until_empty(deadline)
 
     def let_in(self) -> None:
         """Have them go on."""
-        self._gate.open()
+        self._turnstile.open()
 
     # --- Reading --------------------------------------------------------------------------------
 
@@ -167,11 +167,11 @@ class Following:
         failures = 0
         while not self._stop.is_set():
             try:
-                with self._gate:
+                with self._turnstile:
                     serving = self._feed.read(self.snapshot.documents.keys())
                 self._confirm(serving)
                 failures = 0
-                with self._gate:
+                with self._turnstile:
                     self._feed.wait(REREAD_S)
             except DeployGatesError as error:
                 self._lost(error.message)
@@ -259,7 +259,7 @@ class Following:
         if self._unsaved:
             self._save()
         if self._is_known and not self._freshness.reason:
-            with contextlib.suppress(DeployGatesError), self._gate:
+            with contextlib.suppress(DeployGatesError), self._turnstile:
                 self._feed.leave(self.instance)
 
     def _acknowledge(self) -> bool:
@@ -269,7 +269,7 @@ class Following:
             return True
         self._unacknowledged = False
         try:
-            with self._gate:
+            with self._turnstile:
                 served = _served(self.snapshot, time.monotonic())
                 self._feed.acknowledge(self.instance, self._name(), self._environment, served)
             self._is_known = True
