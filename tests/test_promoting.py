@@ -502,3 +502,24 @@ def test_times_are_those_of_the_store(store: Store) -> None:
 
     assert before <= event.at <= clock.now()
     assert event.at != NOW
+
+
+# --- Tokens -------------------------------------------------------------------------------------
+
+
+def test_a_token_is_shown_once_and_kept_as_a_hash(project: Project, run: Command) -> None:
+    made = run("token", "create", "triage", "--scope", "read", "--scope", "report")
+    listed = run("token", "list")
+    identity = made.stdout.split("_")[1]
+    revoked = run("token", "revoke", identity)
+    again = run("token", "list", "--json")
+
+    secret = made.stdout.strip()
+    assert secret.startswith("dg_")
+    assert "shown this once" in made.stderr
+    assert "triage" in listed.stdout
+    assert "read report" in listed.stdout
+    assert secret not in listed.stdout
+    assert secret.encode() not in (project.root / ".deploy-gates/store.db").read_bytes()
+    assert revoked.returncode == 0
+    assert json.loads(again.stdout)[0]["revoked_at"]
