@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 from deploy_gates import clock, runner
 from deploy_gates.core.promotion import Scope
-from deploy_gates.server import access
-from deploy_gates.store import Store
+from deploy_gates.store import Store, tokens
 from deploy_gates.testing import POLICY
 
 
@@ -78,7 +77,7 @@ class Server:
 
 def a_token(store: Store, *scopes: Scope, name: str = "ada") -> str:
     """A token the store knows."""
-    secret, token = access.issue(name, frozenset(scopes), created_by="tests", now=clock.now())
+    secret, token = tokens.issue(name, frozenset(scopes), created_by="tests", now=clock.now())
     store.put_token(token)
     return secret
 

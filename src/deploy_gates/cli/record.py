@@ -387,10 +387,10 @@ def _upgrade(asked: argparse.Namespace) -> int:
 def _create_token(asked: argparse.Namespace) -> int:
     from deploy_gates import clock
     from deploy_gates.core.promotion import Scope
-    from deploy_gates.server import access
+    from deploy_gates.store import tokens
 
     scopes = frozenset(Scope(each) for each in asked.scope)
-    secret, token = access.issue(asked.name, scopes, created_by=_actor(), now=clock.now())
+    secret, token = tokens.issue(asked.name, scopes, created_by=_actor(), now=clock.now())
     with _store(asked) as store:
         store.put_token(token)
     if asked.json:

@@ -1,45 +1,21 @@
-"""Who may do what: bearer tokens, of which the store knows only the hash."""
+"""Who may do what, remembered for a moment: the store is not asked at every request."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 import threading
 import time
 from dataclasses import dataclass
-from datetime import datetime
 
 from deploy_gates.core.errors import StoreUnavailable
 from deploy_gates.core.promotion import Scope, Token
 from deploy_gates.store import Store
+from deploy_gates.store.tokens import checked, parts
 
-PREFIX = "dg"
-SECRET_BYTES = 32
-"""So random that a plain hash of it is safe."""
-TOKEN_MAX_CHARS = 200
 REMEMBERED_S = 3.0
 """For so long a token is not looked up again; a revoked one dies after it."""
 REMEMBERED_MAX = 1_000
 KEPT_S = 24 * 3600.0
 """While the store is away, for so long a token counts for what the store last said of it."""
-
-_NOBODY = "0" * 64
-"""Compared with where there is no such token, so that knowing ids costs as much as not knowing them."""
-
-
-def issue(name: str, scopes: frozenset[Scope], *, created_by: str, now: datetime) -> tuple[str, Token]:
-    """A new token: what its owner sends, and what the store keeps."""
-    identity, secret = secrets.token_hex(4), secrets.token_urlsafe(SECRET_BYTES)
-    token = Token(
-        id=identity,
-        name=name,
-        secret_hash=_hash(secret),
-        scopes=scopes,
-        created_at=now,
-        created_by=created_by,
-    )
-    return f"{PREFIX}_{identity}_{secret}", token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,18 +46,18 @@ class Access:
 
     def remembered(self, sent: str) -> tuple[bool, Token | None]:
         """Whether it is known without asking the store who sends this, and who it is if anybody."""
-        identity, secret = _parts(sent)
+        identity, secret = parts(sent)
         found = self._known.get(identity)
         if found is None or found.until < time.monotonic():
             return False, None
-        return True, _checked(found.token, secret)
+        return True, checked(found.token, secret)
 
     def look_up(self, sent: str) -> Token | None:
         """Who sends this; `None` for nobody. Asks the store, so it may take its time.
 
         `StoreUnavailable` where the store is away and has not said so within `KEPT_S`.
         """
-        identity, secret = _parts(sent)
+        identity, secret = parts(sent)
         known = self._known.get(identity)
         if known is not None:  # others need not wait for the same answer
             self._remember(identity, known.token, said_at=known.said_at)
@@ -90,9 +66,9 @@ class Access:
         except StoreUnavailable:
             if known is None or known.said_at + KEPT_S < time.monotonic():
                 raise
-            return _checked(known.token, secret)
+            return checked(known.token, secret)
         self._remember(identity, token, said_at=time.monotonic())
-        return _checked(token, secret)
+        return checked(token, secret)
 
     def remembered_open(self, scope: Scope) -> bool | None:
         """Whether this needs no token here; `None` where the store has to be asked."""
@@ -121,18 +97,3 @@ class Access:
                 right = {each: kept for each, kept in self._known.items() if kept.token is not None}
                 self._known = right if len(right) < REMEMBERED_MAX else {}
             self._known[identity] = found
-
-
-def _parts(sent: str) -> tuple[str, str]:
-    prefix, _, rest = sent.partition("_")
-    identity, _, secret = rest.partition("_")
-    return (identity, secret) if prefix == PREFIX and len(sent) <= TOKEN_MAX_CHARS else ("", "")
-
-
-def _checked(token: Token | None, secret: str) -> Token | None:
-    is_right = hmac.compare_digest(_hash(secret), token.secret_hash if token else _NOBODY)
-    return token if token is not None and is_right and token.revoked_at is None else None
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
