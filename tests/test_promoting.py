@@ -431,11 +431,13 @@ def test_a_log_that_was_tampered_with_is_named(
         (["promote", "triage", "--to", "development", "--weight", "five"], 2, "is no share"),
         (["promote", "triage", "--to", "development", "--digest", "abc"], 1, "begins with abc"),
         (["promote", "triage", "--to", "development", "--evidence", "none.json"], 1, "cannot be read"),
-        (["rollback", "triage"], 1, "nothing was ever promoted"),
+        (["rollback", "triage"], 3, "there is no store in"),
+        (["status"], 3, "there is no store in"),
+        (["log", "--verify"], 3, "there is no store in"),
         (["status", "--store", "mysql://x"], 3, "is no store"),
         (["status", "--store", "sqlite:////nowhere/store.db"], 3, "there is no store at /nowhere/store.db"),
         (["log", "--limit", "0"], 2, "not a whole number from 1 on"),
-        (["token", "revoke", "abc"], 1, "no token abc in force"),
+        (["token", "revoke", "abc"], 3, "there is no store in"),
     ],
 )
 def test_what_cannot_be_done_says_so_in_one_sentence(
@@ -446,6 +448,23 @@ def test_what_cannot_be_done_says_so_in_one_sentence(
     assert done.returncode == status, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_looking_makes_nothing(project: Project, run: Command) -> None:
+    for command in ("status", "log", "rollback"):
+        run(command, *(["triage"] if command == "rollback" else []))
+
+    assert not (project.root / ".deploy-gates").exists()
+
+
+def test_what_the_store_does_not_know_is_refused(project: Project, run: Command) -> None:
+    run("store", "upgrade")
+
+    done = [run("rollback", "triage"), run("token", "revoke", "abc")]
+
+    assert [each.returncode for each in done] == [1, 1]
+    assert "nothing was ever promoted to triage in production" in done[0].stderr
+    assert "no token abc in force" in done[1].stderr
 
 
 def test_the_store_of_the_settings_and_of_the_environment_are_used(

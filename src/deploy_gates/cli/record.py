@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
 from deploy_gates.core.canonical import Json, JsonObject, short
 from deploy_gates.core.config import ENVIRONMENTS
-from deploy_gates.core.errors import Refusal, Refused, SettingsError
+from deploy_gates.core.errors import Refusal, Refused, SettingsError, StoreUnavailable
 from deploy_gates.store import STORE_VARIABLE
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _promote(asked: argparse.Namespace) -> int:
     root = workspace.find_root(Path.cwd())
     settled = settings.load(root)
     weight_bp = _weight(asked.weight)
-    with _store(asked) as store:
+    with _store(asked, makes=True) as store:
         if asked.digest:
             digest = _kept(store, asked.config, asked.digest)
             if asked.evidence:
@@ -369,9 +369,16 @@ def _log(asked: argparse.Namespace) -> int:
 
 
 def _upgrade(asked: argparse.Namespace) -> int:
-    with _store(asked, create=True) as store:
+    from deploy_gates import workspace
+    from deploy_gates.store import open_store
+
+    root = workspace.find_root(Path.cwd())
+    store = open_store(_url(asked, root), root=root)
+    try:
         made = store.upgrade()
         _warn(store)
+    finally:
+        store.close()
     if asked.json:
         print_json({"store": store.url, "before": made.before, "after": made.after})
     elif made.before == made.after:
@@ -391,7 +398,7 @@ def _create_token(asked: argparse.Namespace) -> int:
 
     scopes = frozenset(Scope(each) for each in asked.scope)
     secret, token = tokens.issue(asked.name, scopes, created_by=_actor(), now=clock.now())
-    with _store(asked) as store:
+    with _store(asked, makes=True) as store:
         store.put_token(token)
     if asked.json:
         print_json({"id": token.id, "token": secret})
@@ -453,7 +460,7 @@ def _serve(asked: argparse.Namespace) -> int:
     root = workspace.find_root(Path.cwd())
     settled = settings.load(root)
     keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
-    with _store(asked) as store:
+    with _store(asked, makes=True) as store:
         _warn(store)
 
     def announce(address: str) -> None:
@@ -477,19 +484,27 @@ def _serve(asked: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _store(asked: argparse.Namespace, *, create: bool = False) -> Iterator[Store]:
-    """The store named by the option, the variable, the settings, or the default; its tables are there."""
+def _store(asked: argparse.Namespace, *, makes: bool = False) -> Iterator[Store]:
+    """The store named by the option, the variable, the settings, or the default; its tables are there.
+
+    The default store needs no ceremony: a command that `makes` it does so. Looking makes nothing.
+    """
     from deploy_gates import workspace
     from deploy_gates.store import DEFAULT_URL, open_store
 
     root = workspace.find_root(Path.cwd())
     url = _url(asked, root)
     store = open_store(url, root=root)
+    is_default = url == DEFAULT_URL
     try:
-        if not create:
-            if url == DEFAULT_URL:
-                store.upgrade()  # the default store needs no ceremony
-            store.check()
+        if is_default and (makes or (root / DEFAULT_URL.removeprefix("sqlite:///")).exists()):
+            store.upgrade()
+        elif is_default:
+            raise StoreUnavailable(
+                f"there is no store in {root} yet",
+                hint="`deploy-gates promote` makes one; --store or DEPLOY_GATES_STORE name another",
+            )
+        store.check()
         yield store
     finally:
         store.close()
