@@ -154,6 +154,18 @@ def test_an_api_key_is_a_token_too(server: Server) -> None:
     assert server.ask("POST", FLAG, {}, token="", headers={"X-API-Key": "wrong"}).status == 401
 
 
+def test_pages_of_another_origin_read_where_they_are_let(store: Store, first: str) -> None:
+    asked = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
+    with serving(store.url, a_token(store, Scope.READ), "--allow-origin=https://app.example.com") as server:
+        before = server.ask("OPTIONS", FLAG, token="", headers=asked)
+        other = server.ask("OPTIONS", FLAG, token="", headers=asked | {"Origin": "https://elsewhere.example"})
+        said = server.ask("POST", FLAG, {}, headers={"Origin": "https://app.example.com"})
+
+    assert before.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "access-control-allow-origin" not in other.headers
+    assert (said.status, said.headers["access-control-allow-origin"]) == (200, "https://app.example.com")
+
+
 # --- The official providers ---------------------------------------------------------------------
 
 

@@ -130,6 +130,13 @@ def _add_serve(commands: Commands) -> None:
         choices=ENVIRONMENTS,
         help="what OFREP serves (default: production)",
     )
+    serve.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages from there read, with a token: https://app.example.com; repeatable",
+    )
 
 
 def _stored(*arguments: object) -> argparse.ArgumentParser:
@@ -476,6 +483,7 @@ def _serve(asked: argparse.Namespace) -> int:
         keys=keys,
         require_signature=bool(keys),
         policy=settled.policy,
+        origins=asked.allow_origin,
     )
     return DONE
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -104,10 +106,12 @@ def application(
     keys: Sequence[PublicKey] = (),
     require_signature: bool = False,
     policy: Policy | None = None,
+    origins: Sequence[str] = (),
 ) -> ASGIApp:
     """The server as an ASGI application over the store at `url`; OFREP serves one environment.
 
     `is_local` says that only this machine can reach it: reading then needs no token as long as there is none.
+    Pages from `origins` may read over OFREP with a token.
     """
     store = open_store(url, root=root)
     store.check()
@@ -125,6 +129,7 @@ def application(
     app = Starlette(
         routes=[*api.routes(service), *ofrep.routes(client)],
         lifespan=lifespan,
+        middleware=[_for_browsers(origins)] if origins else [],
         exception_handlers={
             HTTPException: _answered,
             DeployGatesError: _answered,
@@ -146,6 +151,7 @@ def serve(
     keys: Sequence[PublicKey] = (),
     require_signature: bool = False,
     policy: Policy | None = None,
+    origins: Sequence[str] = (),
 ) -> None:
     """Serve until interrupted; `announce` is told the address once connections are taken."""
     listening = _listen(host, port)
@@ -158,6 +164,7 @@ def serve(
             keys=keys,
             require_signature=require_signature,
             policy=policy,
+            origins=origins,
         )
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}"
@@ -178,6 +185,17 @@ def serve(
         server.run(sockets=[listening])
     finally:
         listening.close()
+
+
+def _for_browsers(origins: Sequence[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "If-None-Match", "X-API-Key"],
+        expose_headers=["ETag"],
+        max_age=600,
+    )
 
 
 class _Server(uvicorn.Server):
