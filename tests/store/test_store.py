@@ -331,6 +331,28 @@ def test_a_bug_in_a_runner_cannot_get_around_the_tables(store: Store, statement:
     assert (standing(store), store.history(CONFIG, ENVIRONMENT), store.evidence(CONFIG)) == before
 
 
+@pytest.mark.parametrize("kind", ["promote", "canary"])
+def test_the_tables_hold_the_order_of_environments_too(store: Store, kind: str) -> None:
+    first, second = a_release(store, 1), a_release(store, 2)
+    for name in ("development", "staging"):
+        moved(store, first, name)
+    the_lease(store, "staging")
+    record = store.evidence(CONFIG, second)[0].id
+    brought = {
+        "promote": f"baseline = '{second}'",
+        "canary": f"candidate = '{second}', weight_bp = 1, salt = 's'",
+    }[kind]
+
+    with pytest.raises(StoreError, match="the environment before this one does not serve this digest"):
+        raw(
+            store,
+            f"UPDATE deployment SET revision = revision + 1, kind = '{kind}', {brought}, "
+            f"evidence = '{record}', idempotency_key = 'around' WHERE environment = 'staging'",
+        )
+
+    assert standing(store, "staging").revision == 1
+
+
 def test_a_config_is_kept_under_the_digest_of_its_spelling_and_once(store: Store) -> None:
     spelling = spelled(a_document())
 
@@ -742,6 +764,34 @@ def test_of_twelve_racers_one_wins_each_round(store: Store) -> None:
 
     assert sorted(won) == list(range(1, 11))
     assert list(runner.problems(store, standing(store))) == []
+
+
+def test_a_rollback_of_staging_that_races_a_promotion_to_production_wins_or_comes_after_it(
+    store: Store,
+) -> None:
+    first, second = a_release(store, 1), a_release(store, 2)
+    for name in ("development", "staging", "production"):
+        moved(store, first, name)
+    outcomes = set()
+    for round_ in range(8):
+        for name in ("development", "staging"):
+            if standing(store, name).baseline != second:
+                moved(store, second, name)
+        lease = the_lease(store, "production")
+        move = a_move(lease, second, key=f"race-{round_}")
+        with _threads(
+            [
+                lambda move=move: outcomes.add(refusal_of(lambda: store.move(move))),  # type: ignore[misc]
+                lambda: runner.rollback(store, config=CONFIG, environment="staging", actor="lin", reason=""),
+            ]
+        ):
+            pass
+        if standing(store, "production").baseline == second:
+            runner.rollback(store, config=CONFIG, environment="production", actor="lin", reason="")
+
+    assert outcomes <= {None, Refusal.ORDER}
+    for name in ("staging", "production"):
+        assert list(runner.problems(store, standing(store, name))) == []
 
 
 def test_a_revocation_that_races_a_promotion_wins_or_comes_after_it(store: Store) -> None:

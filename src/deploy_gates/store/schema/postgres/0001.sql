@@ -234,6 +234,8 @@ FOR EACH ROW EXECUTE FUNCTION evidence_revokes();
 
 CREATE FUNCTION deployment_moves_by_revisions() RETURNS TRIGGER LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
+DECLARE
+    brought TEXT := CASE NEW.kind WHEN 'canary' THEN NEW.candidate ELSE NEW.baseline END;
 BEGIN
     IF NEW.config <> OLD.config OR NEW.environment <> OLD.environment OR NEW.revision <> OLD.revision + 1
         OR NEW.fence < OLD.fence
@@ -263,13 +265,26 @@ BEGIN
     PERFORM 1
     FROM evidence AS e JOIN admission AS a ON a.evidence = e.id
     WHERE e.id = NEW.evidence AND e.config = NEW.config AND e.policy = NEW.policy
-        AND e.digest = CASE NEW.kind WHEN 'canary' THEN NEW.candidate ELSE NEW.baseline END
+        AND e.digest = brought
         AND e.verdict = 'pass' AND e.revoked_by = ''
         AND a.environment = NEW.environment AND a.valid_until_ms > now_ms()
     FOR SHARE OF e;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no passing evidence opens this environment to this digest';
     END IF;
+
+    -- The same for whoever moves the environment before.
+    IF OLD.candidate <> brought AND NEW.environment IN (SELECT name FROM environment WHERE after <> '') THEN
+        PERFORM 1
+        FROM environment AS here JOIN deployment AS before ON before.environment = here.after
+        WHERE here.name = NEW.environment AND before.config = NEW.config
+            AND before.baseline = brought
+        FOR SHARE OF before;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the environment before this one does not serve this digest';
+        END IF;
+    END IF;
+
     IF OLD.lease_until_ms <= now_ms() THEN -- while the statement waited for the row
         RAISE EXCEPTION 'the lease has expired';
     END IF;

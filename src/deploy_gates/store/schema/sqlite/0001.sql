@@ -189,6 +189,15 @@ BEGIN
                 AND e.digest = CASE NEW.kind WHEN 'canary' THEN NEW.candidate ELSE NEW.baseline END
                 AND e.verdict = 'pass' AND e.revoked_by = ''
                 AND a.environment = NEW.environment AND a.valid_until_ms > now_ms());
+
+    SELECT RAISE(ABORT, 'the environment before this one does not serve this digest')
+    FROM environment AS here
+    WHERE NEW.kind <> 'rollback' AND here.name = NEW.environment AND here.after <> ''
+        AND OLD.candidate <> CASE NEW.kind WHEN 'canary' THEN NEW.candidate ELSE NEW.baseline END
+        AND NOT EXISTS (
+            SELECT 1 FROM deployment AS before
+            WHERE before.config = NEW.config AND before.environment = here.after
+                AND before.baseline = CASE NEW.kind WHEN 'canary' THEN NEW.candidate ELSE NEW.baseline END);
 END;
 
 CREATE TRIGGER deployment_is_remembered AFTER UPDATE ON deployment
