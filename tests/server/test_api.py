@@ -20,6 +20,7 @@ from deploy_gates.testing import POLICY, a_document, a_record, a_release
 
 ENVIRONMENT = "/v1/environments/development"
 DEPLOYMENT = "/v1/deployments/ticket-triage/development"
+FLAG = "/ofrep/v1/evaluate/flags/ticket-triage.model"
 
 
 @pytest.fixture
@@ -396,8 +397,9 @@ def test_reads_go_on_from_memory_while_the_database_is_away() -> None:
             until(lambda: server.ask("GET", ENVIRONMENT).json["deployments"])
             database.kill()
             until(lambda: server.ask("GET", ENVIRONMENT).headers.get("deploy-gates-stale"))
+            until(lambda: server.ask("POST", FLAG, {}).json["metadata"].get("stale"))  # follows by itself
             reading = server.ask("GET", ENVIRONMENT)
-            flag = server.ask("POST", "/ofrep/v1/evaluate/flags/ticket-triage.model", {})
+            flag = server.ask("POST", FLAG, {})
             writing = server.ask("POST", f"{DEPLOYMENT}/rollback", {"reason": ""})
             ready = server.ask("GET", "/readyz")
             database.start()
