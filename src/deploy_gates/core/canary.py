@@ -101,12 +101,19 @@ class Metric:
     """Shown and not judged."""
     warm_up: bool = True
     """Whether the first `Plan.warm_up_s` are left out."""
+    proofs: tuple[Aspect, ...] = (Aspect.RATE,)
+    """What has to be proved no worse than the margin before promotion."""
 
 
 DEFAULT_METRICS = (
     Metric(name=ERRORS, kind=Kind.SHARE, margin_ratio=2.0, warm_up=False),
-    Metric(name=LATENCY, kind=Kind.AMOUNT, margin_ratio=1.22),
-    Metric(name=COST, kind=Kind.AMOUNT, margin_ratio=1.22),
+    Metric(
+        name=LATENCY,
+        kind=Kind.AMOUNT,
+        margin_ratio=1.22,
+        proofs=(Aspect.SHAPE, Aspect.P95, Aspect.P99),
+    ),
+    Metric(name=COST, kind=Kind.AMOUNT, margin_ratio=1.22, proofs=(Aspect.SHAPE,)),
 )
 
 
