@@ -37,11 +37,15 @@ USER_S = 20.0
 LOOK_S = 30.0
 """So much traffic tells whether users are the unit; of the candidate, too, where keys do repeat."""
 LOOK_LINES_MAX = 500_000
+_LOOK_BINS = int(LOOK_S / BIN_S)
 REPEATS_MIN = 0.01
 """Where more requests than this carry a key seen before, users are the unit."""
 CROSSINGS_MIN = 20
-CROSSINGS_MIN_SHARE = 0.005
-"""So many further requests, and this share of them, go to the other arm both ways: nobody keeps an arm."""
+"""Nobody keeps an arm where so many further requests of users go to the other one ..."""
+CROSSINGS_SHARE_MIN = 0.5
+"""... and this share of them ..."""
+BOTH_WAYS_MIN = 0.005
+"""... or this share both ways at the same time, which no step of traffic does."""
 GAP_MAX_S = 86_400.0
 SPAN_MAX_S = 31 * 86_400.0
 T_MAX_S = 1e11
@@ -245,6 +249,10 @@ def _columns(numbers: list[int], said: list[_Line], known: set[str]) -> _Rows:
         key=np.fromiter([hash(each.key) if each.key else 0 for each in said], np.int64, n),
         amounts=amounts,
     )
+
+
+def _no_rows() -> _Rows:
+    return _columns([], [], set())
 
 
 # --- Line by line: what is wrong, and where -------------------------------------------------------
@@ -469,22 +477,23 @@ class _Look:
     def __init__(self) -> None:
         self._parts: list[_Rows] = []
         self._lines = 0
-        self._from: float | None = None
-        self._candidate_from: float | None = None
-        self._checked_repeats = False
+        self._end: int | None = None
+        self._candidate_end: int | None = None
+        self._repeating: bool | None = None
         self.is_over = False
 
     @property
     def rows(self) -> _Rows:
-        """All that was kept, and there has to be something."""
-        return _joined(self._parts) if self._parts else _columns([], [], set())
+        """All that was kept."""
+        return _joined(self._parts) if self._parts else _no_rows()
 
     @property
     def unit(self) -> Unit:
         """Users, where keys repeat and keep their arm; otherwise requests."""
-        rows = self.rows
+        rows = self._first(self._end)
         if not self._repeats(rows):
             return Unit.REQUEST
+        rows = self._first(self._candidate_end)
         users = _Users("")
         users.count(rows.of(rows.key != 0))
         return Unit.REQUEST if users.is_crossed else Unit.USER
@@ -495,23 +504,28 @@ class _Look:
             return
         self._parts.append(rows)
         self._lines += len(rows)
-        if self._from is None:
-            self._from = float(rows.t[0])
-        if self._candidate_from is None and rows.arm.any():
-            self._candidate_from = float(rows.t[rows.arm == 1][0])
-        until = float(rows.t[-1])
-        if not self._checked_repeats and until - self._from >= LOOK_S:
-            self._checked_repeats = True
-            self.is_over = not self._repeats(self.rows)
-        seen = self._candidate_from is not None and until - self._candidate_from >= LOOK_S
-        self.is_over = self.is_over or (self._checked_repeats and seen) or self._lines >= LOOK_LINES_MAX
+        if self._end is None:
+            self._end = int(rows.bin[0]) + _LOOK_BINS
+        if self._candidate_end is None and rows.arm.any():
+            self._candidate_end = int(rows.bin[rows.arm == 1][0]) + _LOOK_BINS
+        latest = int(rows.bin[-1])
+        if self._repeating is None and latest >= self._end:
+            self._repeating = self._repeats(self._first(self._end))
+        has_both = self._candidate_end is not None and latest >= self._candidate_end
+        self.is_over = (
+            self._repeating is False
+            or (self._repeating is True and has_both)
+            or self._lines >= LOOK_LINES_MAX
+        )
+
+    def _first(self, end: int | None) -> _Rows:
+        """What was before the bin `end`, at most `LOOK_LINES_MAX`."""
+        rows = self.rows.of(slice(0, LOOK_LINES_MAX))
+        return rows if end is None else rows.of(rows.bin < end)
 
     def _repeats(self, rows: _Rows) -> bool:
-        if not len(rows):
-            return False
-        early = rows.t < rows.t.min() + LOOK_S
-        keys = rows.key[early & (rows.key != 0)]
-        return len(keys) - len(np.unique(keys)) > REPEATS_MIN * int(early.sum())
+        keys = rows.key[rows.key != 0]
+        return len(keys) - len(np.unique(keys)) > REPEATS_MIN * len(rows)
 
 
 # --- Requests -------------------------------------------------------------------------------------
@@ -624,12 +638,14 @@ class _Users:
         self._has_ended_one = False
         self._further = 0
         self._crossings = 0
+        self._both_ways = 0
         self._crossed_line: int | None = None
 
     @property
     def is_crossed(self) -> bool:
-        """Whether users go back and forth between the arms, so that no arm is a user's."""
-        return self._crossings >= max(CROSSINGS_MIN, CROSSINGS_MIN_SHARE * self._further)
+        """Whether users go both ways between the arms, or most are in both, so that no arm is a user's."""
+        both_ways = self._both_ways >= max(CROSSINGS_MIN, BOTH_WAYS_MIN * self._further)
+        return both_ways or self._crossings >= max(CROSSINGS_MIN, CROSSINGS_SHARE_MIN * self._further)
 
     def add(self, rows: _Rows) -> Iterator[Step]:
         """The steps of the bins that are 20 s old with these rows."""
@@ -638,7 +654,8 @@ class _Users:
         if self._next is None:
             self._next = int(rows.bin[0])
         self._latest = int(rows.bin[-1])
-        self._parts.append(rows.of(rows.key != 0))
+        if len(keyed := rows.of(rows.key != 0)):
+            self._parts.append(keyed)
         if sum(map(len, self._parts)) > BIN_LINES_MAX and self._parts[0].bin[0] == self._latest:
             raise _error(
                 self._name,
@@ -676,7 +693,7 @@ class _Users:
 
     def _steps(self, until: int) -> Iterator[Step]:
         """Count what is before the bin `until`, and give the bins that can get no more."""
-        if self._parts and len(self._parts[0]) and int(self._parts[0].bin[0]) < until:
+        if self._parts and int(self._parts[0].bin[0]) < until:
             rows = _joined(self._parts)
             n = int(np.searchsorted(rows.bin, until))
             self._parts = [rows.of(slice(n, None))] if n < len(rows) else []
@@ -714,22 +731,22 @@ class _Users:
         """Count who goes to the other arm: a step of traffic takes users one way, and not both at once."""
         self._further += len(rows) - new
         up, down = (rows.arm > arm), (rows.arm < arm)
-        if not down.any():
+        if not (up | down).any():
             return
-        line = int(rows.line[down].min())
-        self._crossed_line = line if self._crossed_line is None else self._crossed_line
+        if self._crossed_line is None:
+            self._crossed_line = int(rows.line[up | down].min())
+        self._crossings += int((up | down).sum())
         least = int(rows.bin.min())
         n = int(rows.bin.max()) - least + 1
         ups, downs = (np.bincount(rows.bin[each] - least, minlength=n) for each in (up, down))
-        self._crossings += int(np.minimum(ups, downs).sum())
+        self._both_ways += int(np.minimum(ups, downs).sum())
 
     def _refuse(self) -> None:
         if self.is_crossed and self._crossed_line is not None:
             raise _error(
                 self._name,
                 self._crossed_line,
-                "this user goes back from the candidate to the baseline, and others go both ways all the "
-                "time, so users cannot be the unit",
+                "this user gets the other arm within 20 s, and so many do that users cannot be the unit",
                 "judge requests, or record the key that routing hashes",
             )
         if len(self._seen) > USERS_MAX:
@@ -817,7 +834,7 @@ class _Open:
 
 
 def _none_open() -> _Open:
-    nothing = _columns([], [], set())
+    nothing = _no_rows()
     return _Open(
         key=nothing.key,
         t=nothing.t,
@@ -947,21 +964,33 @@ def _raw(path: str, name: str, progress: Progress | None) -> Iterator[bytes]:
 def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """What gzip packed, one member after the other, never more than `BLOCK` at once."""
     member = zlib.decompressobj(wbits=31)
-    try:
-        for piece in pieces:
-            packed = piece
-            while packed:
-                if member.eof:
-                    packed = packed.lstrip(b"\0")
-                    if not packed:
-                        break
-                    member = zlib.decompressobj(wbits=31)
+    for piece in pieces:
+        packed = piece
+        while packed:
+            if member.eof:
+                packed = packed.lstrip(b"\0")
+                if not packed:
+                    break
+                member = zlib.decompressobj(wbits=31)
+            before = member.copy()
+            try:
                 text = member.decompress(packed, BLOCK)
-                packed = member.unused_data if member.eof else member.unconsumed_tail
-                if text:
-                    yield text
-        yield member.flush()
-    except zlib.error as error:
-        raise _Wrong(f"the gzip data is damaged here: {error}", "copy the file again") from error
+            except zlib.error:
+                yield from _until_damaged(before, packed)
+                return
+            packed = member.unused_data if member.eof else member.unconsumed_tail
+            if text:
+                yield text
+    yield member.flush()
     if not member.eof:
         raise _Wrong("the gzip data ends here, in the middle", "copy the file again: it was cut off")
+
+
+def _until_damaged(member: zlib._Decompress, packed: bytes) -> Iterator[bytes]:
+    """What can be unpacked of damaged data, to the last byte: otherwise nobody knew the line."""
+    try:
+        for at in range(len(packed)):
+            yield member.decompress(packed[at : at + 1])
+    except zlib.error as error:
+        reason = str(error).rpartition(": ")[2]
+        raise _Wrong(f"the gzip data is damaged here: {reason}", "copy the file again") from error
