@@ -1,0 +1,172 @@
+"""What a canary shows on a terminal, as text files to compare with."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import canaries
+import pytest
+
+from deploy_gates.core.canary import Action, Better, Decision, Kind, Metric, Plan, Word
+from deploy_gates.report import canary
+from deploy_gates.report.record import Terminal
+from deploy_gates.report.text import width
+
+HERE = Path(__file__).parent
+DECISIONS: dict[str, Callable[[], Decision]] = {
+    "going": canaries.going,
+    "rolled-back": canaries.rolled_back,
+    "promoted": canaries.promoted,
+    "waiting": canaries.waiting,
+    "held": canaries.held,
+    "many": lambda: canaries.decision(
+        [canaries.reading(each.name, plan=MANY, ratio=1.1) for each in MANY.metrics], plan=MANY
+    ),
+}
+MANY = Plan(
+    metrics=tuple(
+        Metric(
+            name=f"a metric with a name that is 長い, \x1b[31mred\x1b[0m and № {at}",
+            kind=Kind.AMOUNT,
+            margin_ratio=1.2,
+            dry_run=at > 14,
+        )
+        for at in range(16)
+    )
+)
+
+
+@pytest.mark.parametrize("name", ["going", "rolled-back", "promoted", "waiting", "held"])
+def test_the_picture_is_the_text_in_its_file(name: str) -> None:
+    lines = canary.picture(DECISIONS[name](), Terminal())
+
+    assert "\n".join(lines) + "\n" == (HERE / f"canary-{name}.txt").read_text("utf-8")
+
+
+def test_a_terminal_of_ascii_gets_the_same_picture_in_ascii() -> None:
+    lines = canary.picture(canaries.going(), Terminal(width=80, unicode=False), verbose=True)
+
+    assert "\n".join(lines) + "\n" == (HERE / "canary-ascii.txt").read_text("utf-8")
+
+
+def test_the_table_is_the_text_in_its_file() -> None:
+    lines = canary.table(canaries.going(), Terminal())
+
+    assert "\n".join(lines) + "\n" == (HERE / "canary-table.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("verbose", [True, False])
+def test_every_picture_fits_and_shows_no_control_characters(name: str, unicode: bool, verbose: bool) -> None:
+    found = DECISIONS[name]()
+
+    for columns in range(80, 141, 4):
+        terminal = Terminal(width=columns, unicode=unicode)
+        lines = [*canary.picture(found, terminal, verbose=verbose), *canary.table(found, terminal)]
+        assert [line for line in lines if width(line) > columns] == []
+        assert all(line.isprintable() for line in lines)
+        assert unicode or all(line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_color_only_repeats_the_words(name: str) -> None:
+    found = DECISIONS[name]()
+    plain = canary.picture(found, Terminal())
+
+    colored = canary.picture(found, Terminal(color=True))
+
+    assert [re.sub(r"\x1b\[\d+m", "", line) for line in colored] == plain
+    assert colored != plain
+
+
+@pytest.mark.parametrize(
+    ("low", "ratio", "high", "drawn"),
+    [
+        (0.9, 1.0, 1.1, "      ╎    ├───●─────┤     "),
+        (1.3, 1.4, 1.5, "◂──┤  ╎        ┊           "),
+        (2.5, 3.0, 4.0, "◂     ╎        ┊           "),
+        (0.3, 0.4, 0.5, "      ╎        ┊          ▸"),
+        (None, 1.0, None, "◂─────┼────────●──────────▸"),
+        (None, None, None, "        no data yet        "),
+        (0.0, 1.0, math.inf, "◂─────┼────────●──────────▸"),
+    ],
+)
+def test_a_bar_stands_where_its_ratio_lies_in_margins(
+    low: float | None, ratio: float | None, high: float | None, drawn: str
+) -> None:
+    reading = canaries.reading("cost", low=low, ratio=ratio, high=high)
+
+    bar = canary.bar_of(reading, 1.22, 27)
+
+    assert bar == drawn
+
+
+@pytest.mark.parametrize("columns", [12, 27, 48])
+def test_a_worse_candidate_never_lies_further_right(columns: int) -> None:
+    places = [
+        canary.bar_of(canaries.reading("cost", low=r, ratio=r, high=r), 1.22, columns).find("●")
+        for r in (0.9, 0.95, 1.0, 1.1, 1.22, 1.3)
+    ]
+
+    assert places == sorted(places, reverse=True)
+    assert len(set(places)) > 3
+
+
+def test_an_aspect_that_says_worse_than_its_metric_has_a_row_of_its_own() -> None:
+    rows = canary.shown(canaries.going())
+
+    assert [(each.metric, each.aspect.value) for each in rows if each.metric == "latency"] == [
+        ("latency", "shape"),
+        ("latency", "p99"),
+    ]
+
+
+def test_a_look_that_changes_only_numbers_is_no_news() -> None:
+    before = replace(canaries.held(), missing=("the candidate got no request for 15 s",))
+    now = replace(
+        before,
+        at_ms=before.at_ms + 5_000,
+        missing=("the candidate got no request for 20 s",),
+        readings=tuple(replace(each, ratio=1.07) for each in before.readings),
+    )
+
+    assert not canary.is_news(before, now)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        replace(canaries.going(), action=Action.HOLD),
+        replace(canaries.going(), marks=1),
+        replace(canaries.going(), missing=("there is no cost of both arms to compare",)),
+        replace(
+            canaries.going(),
+            readings=tuple(replace(each, word=Word.HARMFUL) for each in canaries.going().readings),
+        ),
+    ],
+)
+def test_what_a_reader_would_want_to_hear_of_is_news(now: Decision) -> None:
+    assert canary.is_news(canaries.going(), now)
+    assert canary.is_news(None, now)
+
+
+def test_a_line_says_the_time_the_words_and_the_reason_of_an_end() -> None:
+    said = canary.line(canaries.rolled_back())
+
+    assert said == (
+        "   3:05  rollback  errors undecided, valid output undecided, accepted harmful, latency safe, "
+        "cost safe; 600 of 12,000 requests: accepted is worse, proved 216 to 1; 143 were needed"
+    )
+
+
+def test_a_margin_in_points_is_told_in_points_and_the_way_the_metric_moves() -> None:
+    lines = canary.table(canaries.going(), Terminal(width=120))
+
+    [row] = [line for line in lines if "accepted" in line]
+    assert "−2.0 pt" in row
+    assert canaries.ACCEPTED.better is Better.HIGHER
