@@ -634,6 +634,32 @@ def test_a_damaged_recording_says_the_same_at_once_and_one_by_one(
     assert alike(pieces, whole)
 
 
+class _Refusing:
+    """A decoder that takes nothing."""
+
+    def decode(self, raw: bytes) -> None:
+        raise ValueError
+
+    decode_lines = decode
+
+
+@settings(RELAXED, max_examples=200)
+@given(content=PIECES, at=st.integers(0, 3_000), byte=st.binary(max_size=3), cut=st.integers(0, 20))
+def test_the_parser_that_explains_takes_lines_for_the_same(
+    tmp_path: Path, content: bytes, at: int, byte: bytes, cut: int
+) -> None:
+    path = tmp_path / "traffic"
+    path.write_bytes(GOOD[:at] + byte + GOOD[at + cut : 3_000].rpartition(b"\n")[0] + b"\n" + content)
+    steps, refused = spoken(str(path), Unit.REQUEST)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "_decoder", _Refusing())
+        explained, refused_again = spoken(str(path), Unit.REQUEST)
+
+    assert str(refused_again) == str(refused)
+    assert explained == steps
+
+
 # --- Processes ------------------------------------------------------------------------------------
 
 READER = """

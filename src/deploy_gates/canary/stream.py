@@ -181,7 +181,7 @@ class _Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     metrics: dict[str, bool | _Score] | None = None
 
 
-_lines = msgspec.json.Decoder(_Line).decode_lines
+_decoder = msgspec.json.Decoder(_Line)
 
 
 def _rows(blocks: Iterator[bytes], name: str) -> Iterator[tuple[_Rows, StreamError | None]]:
@@ -211,7 +211,7 @@ def _at_once(block: bytes, n: int) -> list[_Line] | None:
     if not opened == block.count(b"}\n") == n:
         return None
     try:
-        said = _lines(block)
+        said = _decoder.decode_lines(block)
     except (ValueError, RecursionError):
         return None
     return said if len(said) == n else None
@@ -297,6 +297,15 @@ _AMOUNT_HINT = f"a number from 0 to {AMOUNT_MAX:.0e}; leave it out where it is n
 
 def _line(raw: bytes) -> _Line:
     """What one line says. `_Wrong`, in one sentence, for anything else."""
+    try:
+        said = _decoder.decode(raw)
+    except (ValueError, RecursionError):
+        return _explained(raw)
+    return said if all(map(_is_metric, said.metrics or ())) else _explained(raw)
+
+
+def _explained(raw: bytes) -> _Line:
+    """What a line says that was refused without saying why."""
     if b"\0" in raw:
         raise _Wrong(
             "this is no text, for it holds a zero byte",

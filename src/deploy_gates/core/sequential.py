@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp, ndtr, ndtri
+from scipy.special import gammaln, ndtr, ndtri
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -102,7 +102,7 @@ def log_mean_odds(log_theta: Floats, total: int, marked: int, k: int) -> Floats:
         rows = np.stack([np.zeros_like(log_theta), log_theta], axis=1)
         return log_mean_product(rows, np.array([total - marked, marked], dtype=float), k)
     j, log_p = _hypergeometric(total, marked, k, low, high)
-    return np.asarray(logsumexp(log_p[None, :] + log_theta[:, None] * j[None, :], axis=1))
+    return log_sum_exp(log_p + log_theta[:, None] * j)
 
 
 def hypergeometric(total: int, marked: int, k: int, *, log_theta: float = 0.0) -> tuple[int, Floats]:
@@ -110,31 +110,74 @@ def hypergeometric(total: int, marked: int, k: int, *, log_theta: float = 0.0) -
     low, high = max(0, k + marked - total), min(k, marked)
     j, log_p = _hypergeometric(total, marked, k, low, high)
     log_p = log_p + log_theta * j
-    return low, np.asarray(np.exp(log_p - logsumexp(log_p)))
+    return low, np.asarray(np.exp(log_p - log_sum_exp(log_p)))
 
 
 def _hypergeometric(total: int, marked: int, k: int, low: int, high: int) -> tuple[Floats, Floats]:
     j = np.arange(low, high + 1, dtype=float)
-    log_p = (
-        _log_choose(marked, j)
-        + _log_choose(total - marked, k - j)
-        - _log_choose(total, np.array([float(k)]))
+    constant = (
+        math.lgamma(marked + 1)
+        + math.lgamma(total - marked + 1)
+        - math.lgamma(total + 1)
+        + math.lgamma(k + 1)
+        + math.lgamma(total - k + 1)
     )
-    return j, log_p
+    counts = np.stack([j, marked - j, k - j, total - marked - k + j])
+    return j, constant - gammaln(counts + 1).sum(axis=0)
 
 
-def _log_choose(n: float, k: Floats) -> Floats:
-    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
+CUMULANT_STEP = 0.25
+"""Cumulants are differences of cumulant generating functions at multiples of this."""
 
 
-def upper_normal(z: float) -> float:
-    """How likely a standard normal law exceeds `z`."""
-    return float(ndtr(-z))
+def cumulants(log_mean: Floats) -> Floats:
+    """Variance, third and fourth cumulant of a sum, from its cumulant generating function, in the last axis.
+
+    `log_mean` holds it at 2, 1, -1 and -2 times `CUMULANT_STEP`. They add up over independent bins.
+    """
+    h = CUMULANT_STEP
+    far, near, left, farther = np.moveaxis(log_mean, -1, 0)
+    second = (16 * (near + left) - (far + farther)) / (12 * h**2)
+    third = (far - 2 * near + 2 * left - farther) / (2 * h**3)
+    fourth = (far - 4 * near - 4 * left + farther) / h**4
+    return np.stack([second, third, fourth], axis=-1)
+
+
+def upper_tail(x: float, second: float, third: float, fourth: float) -> float:
+    """How likely a sum with mean 0 and these cumulants reaches `x`: Lugannani and Rice 1980, r* of Barndorff-Nielsen.
+
+    A normal law's answer where `x` is below one standard deviation; never less than a normal law's.
+    """
+    if second <= 0:
+        return 1.0
+    plain = float(ndtr(-x / math.sqrt(second)))
+    if x < math.sqrt(second):
+        return plain
+    low, high = 0.0, x / second
+    for _ in range(60):  # the slope of the generating function, kept rising, is x there
+        middle = (low + high) / 2
+        slope = second * middle + third * middle**2 / 2 + max(fourth, 0.0) * middle**3 / 6
+        low, high = (middle, high) if slope < x else (low, middle)
+    tilt = (low + high) / 2
+    value = second * tilt**2 / 2 + third * tilt**3 / 6 + max(fourth, 0.0) * tilt**4 / 24
+    bend = second + third * tilt + max(fourth, 0.0) * tilt**2 / 2
+    exponent = tilt * x - value
+    if exponent <= 0 or bend <= 0:
+        return plain
+    r, u = math.sqrt(2 * exponent), tilt * math.sqrt(bend)
+    return min(1.0, max(plain, float(ndtr(-(r + math.log(u / r) / r)))))
 
 
 def log_mean_exp(rows: Floats, weights: Floats) -> float:
     """The logarithm of the weighted mean of e-values given as logarithms; the weights add up to 1."""
-    return float(logsumexp(rows, b=weights))
+    top = float(rows.max())
+    return top + math.log(float(np.exp(rows - top) @ weights))
+
+
+def log_sum_exp(rows: Floats) -> Floats:
+    """The logarithm of the sum along the last axis of what is given as logarithms."""
+    top = rows.max(axis=-1, keepdims=True)
+    return np.asarray(top[..., 0] + np.log(np.exp(rows - top).sum(axis=-1)))
 
 
 def normal_scores(counts: Floats, *, ahead: int, step: float) -> Floats:

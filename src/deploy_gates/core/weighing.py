@@ -44,9 +44,9 @@ PAST_BINS = 12
 PAST_LEAST = 40
 """Fewer values of the baseline than this say nothing of its law."""
 
-ANYTIME_PART = 0.7
+ANYTIME_PART = 0.5
 """So much of the false-rollback rate is spent on looking at any time, the rest on the marks."""
-MARK_DECAY = 1 / 3
+MARK_DECAY = 0.2
 """Each further mark gets this part of what the one before got."""
 SUSPICION = math.log(10)
 """While a metric has this much evidence of harm, nothing is promoted."""
@@ -58,7 +58,7 @@ DROPPED_MAX = 0.01
 _GRID = np.arange(-100, 121) * 0.05
 """Logarithms of the odds ratios whose likelihood is kept, of shares."""
 _SHARE_HARM = np.log([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 200.0])
-_SHARE_HARM_PRIOR = sequential.shares(([1, 1.5, 2, 2, 2, 1.5, 1, 1], 1.0))
+_SHARE_HARM_PRIOR = sequential.shares(([0.7, 1.2, 2, 1.7, 1.7, 1.2, 1, 1.5], 1.0))
 _SHARE_SAFE = np.array([0.0, 0.35, -0.5])
 """Where the truth may lie, as parts of the way from no difference to the margin."""
 _SHARE_SAFE_PRIOR = sequential.shares(([7, 2, 1], 1.0))
@@ -66,24 +66,18 @@ _SHARE_NEAR = np.array([2, 4, 6, 9, 13, 18, 25, 35, 50])
 _SHARE_NEAR_PRIOR = sequential.shares(([1, 2, 2, 2, 2, 2, 1, 1, 0.5], 1.0))
 """Alternatives of the confidence sequence: so many steps of the grid away."""
 
-_SHIFTS = np.array([0.06, 0.11, 0.2, 0.33, 0.55, 1.0])
-_SHIFTS_PRIOR = (0.5, 1.0, 1.0, 1.2, 1.2, 0.8)
-_TAILS = ((0.02, 2.0), (0.05, 2.0), (0.02, 3.0))
+_SHIFTS = np.array([0.06, 0.12, 0.22, 0.38, 0.7, 1.2])
+_SHIFTS_PRIOR = (0.5, 1.0, 1.1, 1.4, 1.0, 0.5)
+_TAILS = ((0.02, 2.0), (0.06, 2.0), (0.12, 1.6), (0.02, 3.0))
 """A part of the requests is so many standard deviations worse."""
 _QUANTILES = {Aspect.P50: 0.5, Aspect.P95: 0.95, Aspect.P99: 0.99}
 _EXCESS = np.log([1.3, 1.8, 3.0])
 _MEANS = (0.03, 0.1, 0.3)
 _MEAN_CAP = 40.0
 """A value is at most so many times the mean: one huge request must not decide."""
-_HARM_PARTS = {
-    Aspect.SHAPE: 0.55,
-    Aspect.TAIL: 0.25,
-    Aspect.P50: 0.03,
-    Aspect.P95: 0.05,
-    Aspect.P99: 0.06,
-    Aspect.MEAN: 0.06,
-}
-_MARK_PARTS = {Aspect.SHAPE: 0.55, Aspect.P95: 0.15, Aspect.P99: 0.3}
+_HARM_PARTS = {Aspect.SHAPE: 0.68, Aspect.TAIL: 0.26, Aspect.MEAN: 0.06}
+_MARK_PARTS = {Aspect.SHAPE: 0.6, Aspect.TAIL: 0.4}
+"""What the family spends on each aspect of an amount; quantiles are shown, and proved before a promotion."""
 _SAFE_SHIFTS = np.array([0.12, 0.22, 0.4, 0.8])
 _SAFE_EXCESS = np.log([0.75, 0.5, 0.25])
 _NEAR_SHIFTS = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
@@ -131,12 +125,10 @@ class AmountSums:
     near: Mapping[Aspect, Floats] = field(default_factory=dict)
     """E-values, as logarithms, by alternative and scale, for the confidence sequences."""
     worst: Mapping[Aspect, Floats] = field(default_factory=dict)
-    laws: Mapping[Aspect, tuple[int, Floats]] = field(default_factory=dict)
-    """Of how many of the candidate's values lie beyond the baseline's quantile."""
-    beyond: Mapping[Aspect, int] = field(default_factory=dict)
-    score: float = 0.0
-    """The normal scores of the candidate, less what is expected of them."""
-    score_variance: float = 0.0
+    scores: Floats = field(default_factory=lambda: np.zeros(2))
+    """The candidate's scores, shape and tail, less what is expected of them."""
+    cumulants: Floats = field(default_factory=lambda: np.zeros((2, 3)))
+    """Of both scores, over all choices of who is who."""
     candidate: Floats = field(default_factory=lambda: np.zeros(BUCKETS))
     baseline: Floats = field(default_factory=lambda: np.zeros(BUCKETS))
     """Weighted as the candidate is, bin by bin, so that drift does not part the two."""
@@ -393,6 +385,8 @@ class _Law:
     log_shifts: Floats
     log_tails: Floats
     log_means: Floats
+    marks: Floats
+    """The scores of the tests at the mark, shape and tail, each with the same spread."""
     quantiles: Mapping[Aspect, int]
     """The bucket of each quantile."""
 
@@ -410,12 +404,16 @@ def _law(past: Sequence[Floats], better: Better) -> _Law | None:
     mean = float(counts @ x / total)
     relative = np.minimum(x / mean, _MEAN_CAP)
     cumulated = np.cumsum(counts)
+    log_tails = np.stack([np.log1p(part * np.expm1(d * z - d * d / 2)) for part, d in _TAILS])
+    marks = np.stack([z, log_tails[0]])
+    spread = np.sqrt(np.maximum((marks**2) @ counts / total - (marks @ counts / total) ** 2, 1e-12))
     return _Law(
         counts=counts,
         scores=z,
         log_shifts=_SHIFTS[:, None] * z,
-        log_tails=np.stack([np.log1p(part * np.expm1(d * z - d * d / 2)) for part, d in _TAILS]),
+        log_tails=log_tails,
         log_means=np.stack([np.log1p(bet * (relative - 1)) for bet in _MEANS]),
+        marks=marks / spread[:, None],
         quantiles={
             aspect: int(np.searchsorted(cumulated, share * total)) for aspect, share in _QUANTILES.items()
         },
@@ -436,30 +434,20 @@ def _amount(
     if law is None:
         return replace(sums, past=past)
     near = _near(law, b, c)
-    laws, beyond = dict(sums.laws), dict(sums.beyond)
-    base = _buckets_up(metric.rollback_ratio)
-    shifted = _shift(c, base)
-    for aspect, at in law.quantiles.items():
-        in_c, in_b = int(shifted[at + 1 :].sum()), int(b[at + 1 :].sum())
-        low, pmf = sequential.hypergeometric(n_b + n_c, in_c + in_b, n_c)
-        old_low, old = laws.get(aspect, (0, np.ones(1)))
-        laws[aspect] = (old_low + low, np.convolve(old, pmf))
-        beyond[aspect] = beyond.get(aspect, 0) + in_c
-    score, variance = _score(law.scores, b, _moved(c, math.log(metric.rollback_ratio)), n_b, n_c)
+    moved = _moved(c, math.log(metric.rollback_ratio))
+    scores, cumulants = _scores(law, b, moved, n_c)
     added = {aspect: sums.near.get(aspect, 0.0) + rows for aspect, rows in near.items()}
     return replace(
         sums,
-        harm=_plus(sums.harm, _harm(metric, law, b, c, n_c)),
+        harm=_plus(sums.harm, _harm(metric, law, b, moved, n_c)),
         safe=_plus(sums.safe, _safe(metric, law, b, c, n_c)),
         near=added,
         worst={
             aspect: np.maximum(sums.worst.get(aspect, -np.inf), _mean_doubt(rows))
             for aspect, rows in added.items()
         },
-        laws=laws,
-        beyond=beyond,
-        score=sums.score + score,
-        score_variance=sums.score_variance + variance,
+        scores=sums.scores + scores,
+        cumulants=sums.cumulants + cumulants,
         candidate=sums.candidate + c,
         baseline=sums.baseline + b * (n_c / n_b),
         total=sums.total + total_c,
@@ -475,16 +463,14 @@ def _plus(sums: Mapping[Aspect, Floats], more: Mapping[Aspect, Floats]) -> dict[
 
 
 def _harm(metric: Metric, law: _Law, b: Floats, c: Floats, n_c: int) -> dict[Aspect, Floats]:
-    """One bin's e-values, as logarithms, against "no worse than `rollback_ratio`"."""
-    moved = _moved(c, math.log(metric.rollback_ratio))
+    """One bin's e-values, as logarithms, against "no worse"."""
     rows = np.concatenate([law.log_shifts, law.log_tails, law.log_means])
-    found = np.split(_log_e(rows, b, moved, n_c), [len(law.log_shifts), -len(law.log_means)])
-    shifted = _shift(c, _buckets_up(metric.rollback_ratio))
+    found = np.split(_log_e(rows, b, c, n_c), [len(law.log_shifts), -len(law.log_means)])
     return {
         Aspect.SHAPE: found[0],
         Aspect.TAIL: found[1],
         Aspect.MEAN: found[2],
-        **{aspect: _excess(_EXCESS, b, shifted, at + 1, n_c) for aspect, at in law.quantiles.items()},
+        **{aspect: _excess(_EXCESS, b, c, at + 1, n_c) for aspect, at in law.quantiles.items()},
     }
 
 
@@ -521,16 +507,17 @@ def _excess(log_odds: Floats, b: Floats, c: Floats, at: int, n_c: int) -> Floats
     return np.asarray(in_c * log_odds - sequential.log_mean_odds(log_odds, total, in_c + in_b, n_c))
 
 
-def _score(z: Floats, b: Floats, c: Floats, n_b: int, n_c: int) -> tuple[float, float]:
-    """The candidate's scores less their expectation, and their variance, over all choices of who is who."""
-    pooled, total = b + c, n_b + n_c
-    mean = float(pooled @ z) / total
-    variance = float(pooled @ (z - mean) ** 2) / total
-    return float(c @ z) - n_c * mean, n_c * n_b / max(total - 1, 1) * variance
-
-
-def _buckets_up(ratio: float) -> int:
-    return math.ceil(math.log(ratio) / STEP - 1e-9)
+def _scores(law: _Law, b: Floats, c: Floats, n_c: int) -> tuple[Floats, Floats]:
+    """The candidate's scores less their expectation, and their cumulants, over all choices of who is who."""
+    pooled = b + c
+    there = np.flatnonzero(pooled)
+    n = pooled[there]
+    scores = law.marks[:, there]
+    scores = scores - (scores @ n / n.sum())[:, None]
+    steps = sequential.CUMULANT_STEP * np.array([2.0, 1.0, -1.0, -2.0])
+    rows = (scores[:, None, :] * steps[:, None]).reshape(-1, len(there))
+    log_mean = sequential.log_mean_product(rows, n, n_c).reshape(2, 4)
+    return scores @ c[there], sequential.cumulants(log_mean)
 
 
 def _shift(counts: Floats, buckets: int) -> Floats:
@@ -640,7 +627,7 @@ def _verdict(
     plan, sums = draft.plan, draft.sums
     if draft.started_ms is None:
         return Action.HOLD, "the candidate got no request yet", ()
-    if sums.first_errors >= plan.limit_errors:
+    if sums.first_errors >= max(plan.limit_errors, sums.first * plan.limit_errors / plan.limit_requests):
         why = f"the hard limit: {sums.first_errors} of the candidate's first {sums.first} requests failed"
         return Action.ROLLBACK, why, (f"{ERRORS}.limit",)
     if draft.log_e >= draft.log_e_limit:
@@ -758,12 +745,8 @@ def _failed(plan: Plan, sums: Sums, weights: Mapping[str, float], mark: int) -> 
 
 
 def _p_value(sums: AmountSums, aspect: Aspect) -> float:
-    if aspect is Aspect.SHAPE:
-        if sums.score_variance <= 0:
-            return 1.0
-        return float(sequential.upper_normal(sums.score / math.sqrt(sums.score_variance)))
-    low, law = sums.laws.get(aspect, (0, np.ones(1)))
-    return _at_least(low, law, sums.beyond.get(aspect, 0))
+    at = (Aspect.SHAPE, Aspect.TAIL).index(aspect)
+    return sequential.upper_tail(float(sums.scores[at]), *map(float, sums.cumulants[at]))
 
 
 def _at_least(low: int, law: Floats, value: int) -> float:
@@ -888,7 +871,7 @@ def _amount_reading(
     is_proof = aspect in metric.proofs
     margin = _margin(metric, aspect)
     is_harmful = _named(metric.name, aspect) in failed or _is_proved(
-        plan, log_e_harm, weight * _HARM_PARTS[aspect]
+        plan, log_e_harm, weight * _HARM_PARTS.get(aspect, 0.0)
     )
     if is_proof:
         word = _word(plan, is_harmful, log_e_safe, low, margin)
