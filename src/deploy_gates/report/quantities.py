@@ -1,7 +1,7 @@
 """A metric's numbers in its own words: `99.91 %`, `1.42 s`, `$0.00064`, `−2.9 pt`, `+20 %`.
 
-A ratio says how many times worse the candidate is, of a share the odds of the bad outcome; people want to hear
-by how much the metric itself rose or fell.
+A ratio says how many times worse the candidate is, of a share the odds of the bad outcome; people want to
+hear by how much the metric itself rose or fell.
 """
 
 from __future__ import annotations
@@ -45,8 +45,6 @@ def figures(reading: Reading) -> Figures:
     change = "–"
     if baseline is not None and candidate is not None and reading.metric == LATENCY:
         change = _signed((candidate - baseline) * factor, digits, unit)
-    elif reading.ratio is not None:
-        change = change_words(reading, reading.ratio)
     elif baseline and candidate is not None:
         change = _percent(candidate / baseline)
     return Figures(
