@@ -10,6 +10,7 @@ import html as escaping
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from deploy_gates.core.canary import Action, Aspect, Better, Decision, Kind, Reading, Word
 from deploy_gates.core.tally import BIN_MS
@@ -21,7 +22,7 @@ POINTS_MAX = 360
 """Of one line; of a longer history every second, third, … look is drawn, and the last."""
 PANELS_MAX = 48
 """Metrics and aspects that get a panel."""
-NARROW_PX, WIDE_PX = 460, 944
+NARROW_PX, WIDE_PX = 400, 944
 """How wide a panel is drawn: about a phone, and about a page."""
 GAP_PX = 24
 LETTER_PX = 7.0
@@ -29,8 +30,8 @@ LETTER_PX = 7.0
 LINE_PX = 16
 """Labels stand at least so far apart."""
 MARGINS_MAX, BOUNDS_MAX, BETTER_MAX = 12.0, 4.0, 2.5
-"""A scale reaches at most so many margins from no difference: for what is estimated now, for bounds, and for what is
-better than that anyway."""
+"""A scale reaches at most so many margins from no difference: for what is estimated now, for bounds, and for
+what is better than that anyway."""
 SERIES = 8
 """So many lines have a colour of their own; the next as many are dashed."""
 
@@ -63,7 +64,7 @@ def svg(
 ) -> str:
     """The whole analysis as one picture; `name` makes ids unique on a page, `until_s` is where time ends."""
     panels = [evidence(history, width_px, until_s), traffic(history, width_px, until_s)]
-    columns = max(1, int((width_px + GAP_PX) // (NARROW_PX * 0.8 + GAP_PX)))
+    columns = max(1, int((width_px + GAP_PX) // (NARROW_PX + GAP_PX)))
     each_px = (width_px - GAP_PX * (columns - 1)) / columns
     small = [intervals(history, each, each_px, until_s) for each in charted(history)]
     placed: list[str] = []
@@ -371,13 +372,21 @@ def _band(frame: _Frame, scale: _Scale, points: Sequence[tuple[float, Reading]])
         lower.append((frame.x(at), scale.y(min(lows, highs))))
     if len(upper) > 1 and any(each.low is not None or each.high is not None for _, each in judged):
         yield f'<polygon class="band" points="{_path([*upper, *reversed(lower)])}"/>'
-        yield f'<polyline class="bound" points="{_path(upper)}"/>'
-        yield f'<polyline class="bound" points="{_path(lower)}"/>'
+        yield from _bound(upper, frame)
+        yield from _bound(lower, frame)
     line = [(frame.x(at), scale.y(_log(e, e.ratio, 0.0))) for at, e in judged if e.ratio is not None]
     if len(line) > 1:
         yield f'<polyline class="estimate" points="{_path(line)}"/>'
     if line:
         yield f'<circle class="now" cx="{line[-1][0]:.1f}" cy="{line[-1][1]:.1f}" r="3.5"/>'
+
+
+def _bound(edge: Sequence[tuple[float, float]], frame: _Frame) -> Iterator[str]:
+    """One end of the band, where it lies within the picture."""
+    for is_inside, group in groupby(edge, key=lambda each: frame.top < each[1] < frame.bottom):
+        points = list(group)
+        if is_inside and len(points) > 1:
+            yield f'<polyline class="bound" points="{_path(points)}"/>'
 
 
 def _ribbon(frame: _Frame, points: Sequence[tuple[float, Reading]]) -> Iterator[str]:
@@ -519,9 +528,9 @@ def _e_crossing(frame: _Frame, scale: _Scale, looks: Sequence[Decision]) -> Iter
     cause = quantities.caused(end)
     why = "" if end.action is Action.PROMOTE else title(cause) if cause else (end.cause or ("",))[0]
     verb = {Action.PROMOTE: "proved safe", Action.ROLLBACK: "rolled back"}.get(end.action, "crossed")
-    room = (frame.right - frame.left) / 2 / LETTER_PX - 4
-    label = clip(visible(f"{clock(end.elapsed_s)} {verb}{f': {why}' if why else ''}"), int(room))
     at = frame.x(end.elapsed_s)
+    room = (frame.right - at if is_right else at - frame.left) / (LETTER_PX * 1.1) - 2
+    label = clip(visible(f"{clock(end.elapsed_s)} {verb}{f': {why}' if why else ''}"), int(room))
     kind = "safe" if end.action is Action.PROMOTE else "harmful"
     yield _line(at, frame.top - 18, at, frame.bottom, f"crossing {kind}")
     if crossed is not None:
@@ -628,7 +637,8 @@ STYLE = """
   --safe: #1a7f37; --harmful: #cf222e; --undecided: #8a5a00; --s0: #8250df; --s1: #0969da; --s2: #bc4c00;
   --s3: #1b7c83; --s4: #bf3989; --s5: #7d6b00; --s6: #4b5bd0; --s7: #57606a;
   font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; font-variant-numeric: tabular-nums;
-  fill: var(--ink); background: var(--paper); max-width: 100%; height: auto; display: block; overflow: visible; }
+  fill: var(--ink); background: var(--paper); max-width: 100%; height: auto; display: block;
+  overflow: visible; }
 @media (prefers-color-scheme: dark) { .chart { --ink: #e6edf3; --paper: #0d1117; --dim: #9aa4ae;
   --line: #262c35; --axis: #6e7681; --band: #58a6ff; --safe: #3fb950; --harmful: #ff7b72;
   --undecided: #e3b341; --s0: #bc8cff; --s1: #58a6ff; --s2: #ffa657; --s3: #56d4dd; --s4: #ff9bce;

@@ -163,7 +163,11 @@ def explained(decision: Decision) -> str:
     if metric.rollback_ratio > 1:
         return f"{said}; {_unsigned(change_words(reading, metric.rollback_ratio))} would have been let pass"
     margin = margin_words(decision, reading)
-    return said if margin == "–" else f"{said}; the margin is {_unsigned(margin)}"
+    if reading.margin_ratio is None or margin == "–":
+        return said
+    if reading.ratio >= reading.margin_ratio:
+        return f"{said}; the margin is {_unsigned(margin)}"
+    return f"{said}; whatever is proved to be worse is rolled back, also within the margin of {_unsigned(margin)}"
 
 
 def odds(log_e: float) -> str:
