@@ -407,7 +407,7 @@ def test_lines_of_five_seconds_are_bounded_where_users_are_the_unit(
 
     error = refusal(recording(tmp_path, both(1.0, key="a") * 100), unit=Unit.USER)
 
-    assert "more than 50 requests within five seconds" in error.message
+    assert "line 51: there are more than 50 requests within five seconds" in error.message
 
 
 # --- Bad input ------------------------------------------------------------------------------------

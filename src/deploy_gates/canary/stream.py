@@ -639,6 +639,7 @@ class _Users:
     def __init__(self, name: str) -> None:
         self._name = name
         self._parts: list[_Rows] = []
+        self._kept = 0
         self._open = _none_open()
         self._seen = _Seen()
         self._next: int | None = None
@@ -665,10 +666,11 @@ class _Users:
         self._latest = int(rows.bin[-1])
         if len(keyed := rows.of(rows.key != 0)):
             self._parts.append(keyed)
-        if sum(map(len, self._parts)) > BIN_LINES_MAX and self._parts[0].bin[0] == self._latest:
+            self._kept += len(keyed)
+        if self._kept > BIN_LINES_MAX and self._parts[0].bin[0] == self._latest:
             raise _error(
                 self._name,
-                int(rows.line[-1]),
+                int(keyed.line[BIN_LINES_MAX - self._kept]),
                 f"there are more than {BIN_LINES_MAX:,} requests within five seconds",
                 "record some of the users, all requests of each; or judge requests",
             )
@@ -706,6 +708,7 @@ class _Users:
             rows = _joined(self._parts)
             n = int(np.searchsorted(rows.bin, until))
             self._parts = [rows.of(slice(n, None))] if n < len(rows) else []
+            self._kept = len(rows) - n
             self.count(rows.of(slice(0, n)))
             self._refuse()
         end = until - _USER_BINS
