@@ -204,3 +204,44 @@ def held() -> Decision:
         ),
         arms=Arms(baseline=21_850, candidate=1_150, excluded=150, unfinished=7, dropped=1_204),
     )
+
+
+def history(looks: int, plan: Plan = PLAN, worse: float = 1.1, **fields: Any) -> list[Decision]:
+    """Looks five seconds apart, in which intervals close in on a candidate that is so many times worse."""
+    return [_look(at, plan, worse, fields if at == looks else {}) for at in range(1, looks + 1)]
+
+
+def _look(at: int, plan: Plan, worse: float, fields: dict[str, Any]) -> Decision:
+    around = 3 / math.sqrt(at)
+    readings = []
+    for number, metric in enumerate(plan.metrics):
+        if metric.warm_up and at <= 6:
+            readings.append(reading(metric.name, plan))
+            continue
+        is_share = metric.kind is Kind.SHARE
+        ratio = worse * (1 + 0.2 * math.sin(at * (number + 1)) / math.sqrt(at))
+        baseline = 0.012 if is_share else 1.7
+        readings.append(
+            reading(
+                metric.name,
+                plan,
+                baseline=baseline if metric.better is Better.LOWER else 1 - baseline,
+                candidate=baseline * ratio if metric.better is Better.LOWER else 1 - baseline * ratio,
+                ratio=ratio,
+                low=ratio * math.exp(-around) if at > 3 else None,
+                high=ratio * math.exp(around) if at > 3 else None,
+                log_e_harm=math.log(worse) * at / 3 - number / 4,
+                seen_baseline=950 * at,
+                seen_candidate=50 * at,
+                needed=40,
+            )
+        )
+    return decision(
+        readings,
+        elapsed_s=5 * at,
+        plan=plan,
+        arms=Arms(baseline=950 * at, candidate=50 * at, excluded=min(50 * at, 300)),
+        log_e=math.log(worse) * at / 4,
+        marks=at // 60,
+        **fields,
+    )

@@ -159,7 +159,7 @@ def _table(last: Decision, readings: Sequence[Reading], caption: str) -> Iterato
         is_first = not at or readings[at - 1].metric != reading.metric
         first, *others = _cells(last, reading, is_first=is_first)
         row = "".join(
-            f'<td role="cell" class="c{number}" data-head="{head}">{cell}</td>'
+            f'<td role="cell" class="c{number}{_NONE if cell == "–" else ""}" data-head="{head}">{cell}</td>'
             for number, (head, cell) in enumerate(zip(_HEADS[1:], others, strict=True), 2)
         )
         kind = "" if is_first else ' class="aspect"'
@@ -187,6 +187,7 @@ def _cells(last: Decision, reading: Reading, *, is_first: bool) -> Iterator[str]
     yield f"{metric.weight:g}" if metric is not None and is_first and not reading.dry_run else "–"
 
 
+_NONE = " none"
 _BAR_PX, _BAR_HIGH_PX = 168, 22
 _WORST, _BEST = -1.6, 1.1
 
@@ -243,7 +244,7 @@ def _reading_aid(last: Decision) -> Iterator[str]:
         "Safe: proved to be no worse than the margin. Harmful: proved to be worse than the baseline. "
         "Undecided: neither, yet; that alone promotes nothing.",
         "Evidence of harm is an e-value: how many to 1 one would have won by betting against “no worse”. "
-        "The line of a metric is that of its strongest aspect; all together is the weighted mean that decides.",
+        "Each metric is drawn by its strongest aspect; all together is the weighted mean, which decides.",
         "Requests are compared with those of the same five seconds only, so that common drift and steps of "
         "traffic are not mistaken for a difference.",
     ]
@@ -344,7 +345,8 @@ th, td { text-align: right; vertical-align: top; padding: .5rem 0 .5rem .875rem;
   border-top: 1px solid var(--line); }
 thead th { font-size: .875rem; font-weight: 400; color: var(--dim); border-top: 0; vertical-align: bottom; }
 tbody th, th:first-child, td.c2, td.c6, th:nth-child(6) { text-align: left; }
-tbody th { font-weight: 600; padding-left: 0; white-space: normal; min-width: 7rem; }
+th:first-child { padding-left: 0; }
+tbody th { font-weight: 600; white-space: normal; min-width: 7rem; }
 tr.aspect > * { border-top: 0; padding-top: .125rem; } tr.aspect th { font-weight: 400; }
 .word { font-weight: 600; }
 .word.safe { color: var(--safe); } .word.harmful { color: var(--harmful); }
@@ -374,11 +376,11 @@ a { color: inherit; } footer { margin-top: 2rem; padding-top: 1rem; border-top: 
     border-top: 1px solid var(--line); align-items: baseline; }
   tbody :is(th, td) { display: block; border: 0; padding: 0 !important; text-align: left;
     white-space: normal; }
-  tbody th { min-width: 0; }
+  tbody th { min-width: 0; } tbody td.none { display: none; }
   td[data-head]:not(.c2, .c6)::before { content: attr(data-head) " "; color: var(--dim); font-size: .875rem; }
   td.c6 { width: 100%; display: flex; flex-wrap: wrap; gap: 0 .75rem; align-items: center; }
 }
-@media (max-width: 44rem) { .wide { display: none; } .slim { display: block; } }
+@media (max-width: 52rem) { .wide { display: none; } .slim { display: block; max-width: 36rem; } }
 @media print {
   body { max-width: none; padding: 0; font-size: .8rem; }
   figure, tr, .decision, .facts { break-inside: avoid; } .data, details:not([open]) { display: none; }

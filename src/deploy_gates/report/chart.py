@@ -22,7 +22,7 @@ POINTS_MAX = 360
 """Of one line; of a longer history every second, third, … look is drawn, and the last."""
 PANELS_MAX = 48
 """Metrics and aspects that get a panel."""
-NARROW_PX, WIDE_PX = 400, 944
+NARROW_PX, WIDE_PX = 400, 1120
 """How wide a panel is drawn: about a phone, and about a page."""
 GAP_PX = 24
 LETTER_PX = 7.0
@@ -408,12 +408,12 @@ def _ends(frame: _Frame, scale: _Scale, last: Reading, decision: Decision) -> It
     """To the right: the change now, and the margin."""
     labels = []
     if last.ratio is not None:
-        labels.append((scale.y(_log(last, last.ratio, 0.0)), change_words(last, last.ratio), "point"))
+        change = change_words(last, last.ratio).removesuffix(" odds")
+        labels.append((scale.y(_log(last, last.ratio, 0.0)), change, "point"))
     if last.margin_ratio is not None and last.margin_ratio > 1:
-        y = scale.y(_log(last, last.margin_ratio, 0.0))
-        labels.append((y, f"≤ {quantities.margin_words(decision, last)}", "limit"))
-        if last.better is Better.HIGHER:
-            labels[-1] = (y, f"≥ {quantities.margin_words(decision, last)}", "limit")
+        sign = "≤" if last.better is Better.LOWER else "≥"
+        margin = quantities.margin_words(decision, last).removesuffix(" odds")
+        labels.append((scale.y(_log(last, last.margin_ratio, 0.0)), f"{sign} {margin}", "limit"))
     places = spread([each[0] for each in labels], LINE_PX, frame.top - 4, frame.bottom)
     for y, (_, text, kind) in zip(places, labels, strict=True):
         yield _text(frame.right + 8, y + 4, text, kind)
@@ -518,7 +518,7 @@ def _e_crossing(frame: _Frame, scale: _Scale, looks: Sequence[Decision]) -> Iter
     last = looks[-1]
     y = scale.y(last.log_e_limit / _LN10)
     crossed = next((each for each in looks if each.log_e >= each.log_e_limit), None)
-    end = crossed or (last if last.has_ended else None)
+    end = last if last.has_ended else crossed
     is_right = end is not None and frame.x(end.elapsed_s) < (frame.left + frame.right) / 2
     limit = f"{odds(last.log_e_limit)} rolls back"
     x = frame.right - 6 if is_right else frame.left + 6
@@ -534,7 +534,8 @@ def _e_crossing(frame: _Frame, scale: _Scale, looks: Sequence[Decision]) -> Iter
     kind = "safe" if end.action is Action.PROMOTE else "harmful"
     yield _line(at, frame.top - 18, at, frame.bottom, f"crossing {kind}")
     if crossed is not None:
-        yield f'<circle class="crossed" cx="{at:.1f}" cy="{scale.y(end.log_e / _LN10):.1f}" r="5"/>'
+        x, y = frame.x(crossed.elapsed_s), scale.y(crossed.log_e / _LN10)
+        yield f'<circle class="crossed" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     anchor, to = ("start", at + 8) if is_right else ("end", at - 8)
     yield _text(to, frame.top - 8, label, f"word {kind}", anchor)
 

@@ -167,7 +167,7 @@ def explained(decision: Decision) -> str:
         return said
     if reading.ratio >= reading.margin_ratio:
         return f"{said}; the margin is {_unsigned(margin)}"
-    return f"{said}; whatever is proved to be worse is rolled back, also within the margin of {_unsigned(margin)}"
+    return f"{said}; what is proved to be worse is rolled back, even within the margin of {_unsigned(margin)}"
 
 
 def odds(log_e: float) -> str:
@@ -178,7 +178,7 @@ def odds(log_e: float) -> str:
     if log10 >= 6:
         return f"10^{math.floor(min(log10, 999))} to 1"
     if log10 < -2:
-        return "under 0.01 to 1"
+        return "<0.01 to 1"
     e = 10**log10
     return f"{e:,.0f} to 1" if e >= 9.5 else f"{e:.1f} to 1" if e >= 0.95 else f"{e:.2f} to 1"
 
@@ -256,4 +256,6 @@ def _percent(factor: float) -> str:
 
 
 def _times(factor: float) -> str:
-    return "×∞" if factor > _RATIO_MAX else f"×{factor:.3g}"
+    if factor > _RATIO_MAX:
+        return "×∞"
+    return f"×{factor:,.0f}" if factor >= 10 else f"×{factor:.2g}"
