@@ -16,7 +16,7 @@ from deploy_gates.core.canary import Action, Aspect, Better, Decision, Kind, Rea
 from deploy_gates.core.tally import BIN_MS
 from deploy_gates.report import quantities
 from deploy_gates.report.quantities import change_words, clock, figures, odds, span, title
-from deploy_gates.report.text import clip, visible
+from deploy_gates.report.text import clip, visible, width
 
 POINTS_MAX = 360
 """Of one line; of a longer history every second, third, … look is drawn, and the last."""
@@ -29,7 +29,7 @@ LETTER_PX = 7.0
 """About so wide is a column of text, of 13 px."""
 LINE_PX = 16
 """Labels stand at least so far apart."""
-MARGINS_MAX, BOUNDS_MAX, BETTER_MAX = 12.0, 4.0, 2.5
+MARGINS_MAX, BOUNDS_MAX, BETTER_MAX = 16.0, 4.0, 2.5
 """A scale reaches at most so many margins from no difference: for what is estimated now, for bounds, and for
 what is better than that anyway."""
 SERIES = 8
@@ -40,7 +40,9 @@ _CLASSES = {Word.SAFE: "safe", Word.UNDECIDED: "undecided", Word.HARMFUL: "harmf
 _TICK_APART_PX = 20
 _STEPS_S = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 _PERCENT_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-_TIMES_STEPS = (2.0, 5.0, 10.0, 100.0, 1e4, 1e8)
+_PERCENT_MOST = math.log(6)
+"""What is more than this is told as so many times."""
+_TIMES = (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1_000, 10_000, 1_000_000)
 _POINT_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
@@ -203,7 +205,7 @@ def intervals(
     points = [(at, each) for at, each in found if each is not None]
     last = points[-1][1] if points else reading
     decision = history[-1]
-    frame = _Frame(left=58, right=width_px - 88, top=46, bottom=186, until_s=_until(looks, until_s))
+    frame = _Frame(left=66, right=width_px - 88, top=46, bottom=186, until_s=_until(looks, until_s))
     margin = quantities.scale(decision, last)
     scale = _scale([each for _, each in points], margin, frame)
     both = figures(last)
@@ -294,24 +296,21 @@ def _ratio_axis(frame: _Frame, scale: _Scale, reading: Reading) -> Iterator[str]
 
 def _ratio_ticks(scale: _Scale, reading: Reading) -> list[tuple[float, str]]:
     """Round changes, as dense as their labels have room."""
-    families = [_percents(each, scale) for each in _PERCENT_STEPS] + [
-        _multiples(each, scale) for each in _TIMES_STEPS
-    ]
+    bad = reading.baseline
+    families = [_percents(each, scale) for each in _PERCENT_STEPS if scale.most < _PERCENT_MOST]
     if reading.kind is Kind.SHARE:
-        families = [_times_only(each, scale) for each in (1.1, 1.2, 1.5)] + families[len(_PERCENT_STEPS) :]
-        bad = None if reading.baseline is None else reading.baseline
-        if bad is not None and 0 < bad < 1:
-            families = [_points(each, bad, scale) for each in _POINT_STEPS]
+        has_points = bad is not None and 0 < bad < 1
+        families = [_points(each, bad, scale) for each in _POINT_STEPS] if bad and has_points else []
     for ticks in families:
-        near = sorted(abs(scale.y(value) - scale.y(0.0)) for value, _ in ticks if value != 0)
-        if near and near[0] >= _TICK_APART_PX:
-            return _apart(ticks, scale)
-    return [(0.0, "0")]
+        near = min((abs(scale.y(value) - scale.y(0.0)) for value, _ in ticks), default=0.0)
+        if near >= _TICK_APART_PX:
+            return _apart([(0.0, "0"), *ticks], scale)
+    return _apart([(0.0, "×1"), *_multiples(scale)], scale)
 
 
 def _apart(ticks: Sequence[tuple[float, str]], scale: _Scale) -> list[tuple[float, str]]:
-    """Going away from zero, those with room to the one before."""
-    kept = [(0.0, "0")]
+    """The first, and going away from it, those with room to the one before."""
+    kept = list(ticks[:1])
     for sign in (1, -1):
         last = 0.0
         for value, label in sorted(ticks, key=lambda each: abs(each[0])):
@@ -330,16 +329,11 @@ def _percents(step: float, scale: _Scale) -> list[tuple[float, str]]:
     return [(math.log1p(each), f"{each * 100:+g} %".replace("-", "−")) for each in ticks if -1 < each != 0]
 
 
-def _multiples(step: float, scale: _Scale) -> list[tuple[float, str]]:
-    unit = math.log(step)
-    low, high = math.ceil(scale.least / unit), math.floor(scale.most / unit)
-    if high - low > 1_000:
-        return []
-    return [(at * unit, f"×{step**at:.3g}") for at in range(low, high + 1) if at]
-
-
-def _times_only(step: float, scale: _Scale) -> list[tuple[float, str]]:
-    return _multiples(step, scale)
+def _multiples(scale: _Scale) -> list[tuple[float, str]]:
+    found = [
+        (sign * math.log(each), f"{mark}{each:,g}") for each in _TIMES for sign, mark in ((1, "×"), (-1, "÷"))
+    ]
+    return [each for each in found if scale.least <= each[0] <= scale.most]
 
 
 def _points(step: float, share: float, scale: _Scale) -> list[tuple[float, str]]:
@@ -426,14 +420,15 @@ def evidence(history: Sequence[Decision], width_px: float = WIDE_PX, until_s: fl
     """The evidence of harm over time: of all metrics together, of each, and how much rolls back."""
     looks = _thinned(_started(history))
     names = list(dict.fromkeys(each.metric for each in looks[-1].readings)) if looks else []
-    gutter = 150 if width_px >= 700 else 116
+    gutter = 190 if width_px >= 700 else 116
     height = max(170, LINE_PX * (len(names) + 1) + 10)
     frame = _Frame(
         left=58, right=width_px - gutter, top=68, bottom=68 + height, until_s=_until(looks, until_s)
     )
+    note = "; (…): dry run" if looks and any(each.dry_run for each in looks[-1].readings) else ""
     head = [
         _text(0, 15, "Evidence of harm", "name"),
-        _text(0, 33, "how many to 1 it speaks against “no worse”", "dim"),
+        _text(0, 33, f"how many to 1 it speaks against “no worse”{note}", "dim"),
     ]
     if not looks:
         lines = [*head, *_time_axis(frame, looks)]
@@ -490,7 +485,7 @@ def _e_lines(
         ]
         kind = f"s{at % SERIES}" + (" more" if at >= SERIES else "") + (" dry" if name in dry else "")
         yield _e_line(frame, scale, looks, values, kind)
-        label = f"{name}, dry run" if name in dry else name
+        label = f"({name})" if name in dry else name
         ends.append((scale.y(values[-1] / _LN10), label, kind))
     together = [each.log_e for each in looks]
     yield _e_line(frame, scale, looks, together, "family")
@@ -501,7 +496,7 @@ def _e_lines(
     for y, (at_y, label, kind) in zip(places, ends, strict=True):
         leader = _path([(end + 3, at_y), (frame.right + 8, y), (frame.right + 20, y)])
         yield f'<polyline class="leader {kind}" points="{leader}"/>'
-        yield _text(frame.right + 25, y + 4, clip(visible(label), columns), f"label {kind}")
+        yield _text(frame.right + 25, y + 4, _shortened(visible(label), columns), f"label {kind}")
 
 
 def _e_line(
@@ -546,7 +541,7 @@ def _e_crossing(frame: _Frame, scale: _Scale, looks: Sequence[Decision]) -> Iter
 def traffic(history: Sequence[Decision], width_px: float = WIDE_PX, until_s: float | None = None) -> Panel:
     """What both arms got in each bin, each on a scale of its own."""
     looks = _thinned(_started(history))
-    gutter = 150 if width_px >= 700 else 116
+    gutter = 190 if width_px >= 700 else 116
     frame = _Frame(left=58, right=width_px - gutter, top=44, bottom=150, until_s=_until(looks, until_s))
     lines = [_text(0, 15, f"Requests per {BIN_MS // 1000} s", "name")]
     half = (frame.bottom - frame.top - 12) / 2
@@ -606,6 +601,14 @@ def spread(places: Sequence[float], apart: float, least: float, most: float) -> 
         for number, at in enumerate(members):
             found[at] = middle + apart * (number - (len(members) - 1) / 2)
     return found
+
+
+def _shortened(text: str, columns: int) -> str:
+    """Beginning and end of a long name: often it is the end that tells names apart."""
+    if width(text) <= columns:
+        return text
+    end = text[-(columns // 2) :]
+    return clip(text, max(columns - width(end), 2)) + end
 
 
 def _moved(panel: Panel, x: float, y: float) -> str:
