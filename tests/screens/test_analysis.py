@@ -196,6 +196,17 @@ def test_the_end_of_a_canary_is_marked_with_time_and_cause() -> None:
     assert "5:00 rolled back: errors" in drawn
 
 
+def test_what_promotion_has_to_prove_is_drawn_up_to_its_line() -> None:
+    history = canaries.history(60)
+    proved = [replace(each, log_e_safe=4.0) for each in history[-1].readings]
+
+    panel = chart.proofs([*history[:-1], replace(history[-1], readings=tuple(proved))])
+
+    kinds = [each.get("class", "").split()[0] for each in parsed(panel)]
+    assert kinds.count("series") == kinds.count("crossed") == 4
+    assert "4 of 4 are proved" in panel.told
+
+
 def test_a_gap_between_looks_is_spread_over_its_bins() -> None:
     history = canaries.history(20)
 
@@ -240,6 +251,7 @@ def panels(history: Sequence[Decision], width_px: float) -> Iterator[Panel]:
     for each in chart.charted(history):
         yield chart.intervals(history, each, width_px)
     yield chart.evidence(history, width_px)
+    yield chart.proofs(history, width_px)
     yield chart.traffic(history, width_px)
 
 

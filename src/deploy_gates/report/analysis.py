@@ -8,7 +8,7 @@ import html as escaping
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from deploy_gates.core.canary import Action, Aspect, Decision, Reading, Word
 from deploy_gates.core.canonical import Json
@@ -120,17 +120,24 @@ def _body(history: Sequence[Decision]) -> Iterator[str]:
         yield from _table(last, rest, "Further aspects")
         yield "</details>"
     yield "<h2>How it came to this</h2>"
-    yield '<figure class="wide">' + _drawn(chart.evidence(history, chart.WIDE_PX), "e-wide") + "</figure>"
-    yield '<figure class="slim">' + _drawn(chart.evidence(history, chart.NARROW_PX), "e-slim") + "</figure>"
+    yield from _both_widths("harm", chart.evidence, history)
+    yield from _both_widths("safety", chart.proofs, history)
     yield '<div class="panels">'
     for at, each in enumerate(told):
         panel = chart.intervals(history, each, chart.NARROW_PX)
         yield f"<figure>{_drawn(panel, f'metric-{at}')}</figure>"
     yield "</div>"
-    yield '<figure class="wide">' + _drawn(chart.traffic(history, chart.WIDE_PX), "t-wide") + "</figure>"
-    yield '<figure class="slim">' + _drawn(chart.traffic(history, chart.NARROW_PX), "t-slim") + "</figure>"
+    yield from _both_widths("traffic", chart.traffic, history)
     yield from _reading_aid(last)
     yield from _downloads(history)
+
+
+def _both_widths(
+    name: str, draw: Callable[[Sequence[Decision], float], chart.Panel], history: Sequence[Decision]
+) -> Iterator[str]:
+    """Once for a page and once for a phone; the style shows the one that fits."""
+    for kind, width_px in (("wide", chart.WIDE_PX), ("slim", chart.NARROW_PX)):
+        yield f'<figure class="{kind}">{_drawn(draw(history, width_px), f"{name}-{kind}")}</figure>'
 
 
 def _drawn(panel: chart.Panel, name: str) -> str:
@@ -181,7 +188,8 @@ def _cells(last: Decision, reading: Reading, *, is_first: bool) -> Iterator[str]
     yield _said(both.change)
     yield f'{_bar(last, reading)}<span class="sub">{_said(quantities.interval_words(reading))}</span>'
     yield _said(quantities.margin_words(last, reading))
-    yield _said(odds(reading.log_e_harm))
+    safe = f"{odds(reading.log_e_safe)} safe" if reading.margin_ratio is not None else ""
+    yield f'{odds(reading.log_e_harm)}<span class="sub"> harm</span> <span class="sub own">{_said(safe)}</span>'
     yield f"{reading.seen_candidate:,}"
     yield f"{reading.needed:,}" if reading.needed is not None else "–"
     yield f"{metric.weight:g}" if metric is not None and is_first and not reading.dry_run else "–"
@@ -243,7 +251,8 @@ def _reading_aid(last: Decision) -> Iterator[str]:
         f"{plan.false_promotion * 100:g} %.",
         "Safe: proved to be no worse than the margin. Harmful: proved to be worse than the baseline. "
         "Undecided: neither, yet; that alone promotes nothing.",
-        "Evidence of harm is an e-value: how many to 1 one would have won by betting against “no worse”. "
+        "Evidence is an e-value: how many to 1 one would have won by betting against “no worse”, or for "
+        "safety against “worse by the margin”. "
         "Each metric is drawn by its strongest aspect; all together is the weighted mean, which decides.",
         "Requests are compared with those of the same five seconds only, so that common drift and steps of "
         "traffic are not mistaken for a difference.",
@@ -351,7 +360,7 @@ tr.aspect > * { border-top: 0; padding-top: .125rem; } tr.aspect th { font-weigh
 .word { font-weight: 600; }
 .word.safe { color: var(--safe); } .word.harmful { color: var(--harmful); }
 .word.undecided { color: var(--undecided); }
-.c6 .sub { display: block; }
+.c6 .sub, .sub.own { display: block; }
 .dry { font-size: .75rem; font-weight: 400; color: var(--dim); border: 1px solid var(--line);
   border-radius: 4px; padding: 0 .3rem; white-space: nowrap; }
 .chart.bar { background: none; }
@@ -376,7 +385,7 @@ a { color: inherit; } footer { margin-top: 2rem; padding-top: 1rem; border-top: 
     border-top: 1px solid var(--line); align-items: baseline; }
   tbody :is(th, td) { display: block; border: 0; padding: 0 !important; text-align: left;
     white-space: normal; }
-  tbody th { min-width: 0; } tbody td.none { display: none; }
+  tbody th { min-width: 0; } tbody td.none { display: none; } .sub.own { display: inline; }
   td[data-head]:not(.c2, .c6)::before { content: attr(data-head) " "; color: var(--dim); font-size: .875rem; }
   td.c6 { width: 100%; display: flex; flex-wrap: wrap; gap: 0 .75rem; align-items: center; }
 }

@@ -65,7 +65,7 @@ def svg(
     until_s: float | None = None,
 ) -> str:
     """The whole analysis as one picture; `name` makes ids unique on a page, `until_s` is where time ends."""
-    panels = [evidence(history, width_px, until_s), traffic(history, width_px, until_s)]
+    panels = [each(history, width_px, until_s) for each in (evidence, proofs, traffic)]
     columns = max(1, int((width_px + GAP_PX) // (NARROW_PX + GAP_PX)))
     each_px = (width_px - GAP_PX * (columns - 1)) / columns
     small = [intervals(history, each, each_px, until_s) for each in charted(history)]
@@ -416,49 +416,104 @@ def _ends(frame: _Frame, scale: _Scale, last: Reading, decision: Decision) -> It
 # --- Evidence -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Series:
+    """One e-value over time, as natural logarithms, a look each."""
+
+    label: str
+    values: Sequence[float]
+    kind: str
+
+
 def evidence(history: Sequence[Decision], width_px: float = WIDE_PX, until_s: float | None = None) -> Panel:
     """The evidence of harm over time: of all metrics together, of each, and how much rolls back."""
     looks = _thinned(_started(history))
-    names = list(dict.fromkeys(each.metric for each in looks[-1].readings)) if looks else []
-    gutter = 190 if width_px >= 700 else 116
-    height = max(170, LINE_PX * (len(names) + 1) + 10)
-    frame = _Frame(
-        left=58, right=width_px - gutter, top=68, bottom=68 + height, until_s=_until(looks, until_s)
-    )
-    note = "; (…): dry run" if looks and any(each.dry_run for each in looks[-1].readings) else ""
-    head = [
-        _text(0, 15, "Evidence of harm", "name"),
-        _text(0, 33, f"how many to 1 it speaks against “no worse”{note}", "dim"),
-    ]
-    if not looks:
-        lines = [*head, *_time_axis(frame, looks)]
-        return Panel(
-            width=width_px,
-            height=frame.bottom + 22,
-            title="Evidence of harm",
-            told="Nothing yet.",
-            lines=tuple(lines),
-        )
-    last = looks[-1]
-    limit = last.log_e_limit / _LN10
-    most = max([limit * 1.35, *(min(each.log_e / _LN10, limit * 2) + 0.2 for each in looks)])
-    scale = _Scale(least=-1.0, most=most, top=frame.top, bottom=frame.bottom)
+    last = looks[-1] if looks else None
+    names = list(dict.fromkeys(each.metric for each in last.readings)) if last else []
+    dry = {each.metric for each in last.readings if each.dry_run} if last else set()
     lines = [
-        *head,
-        *_e_axis(frame, scale),
-        *_time_axis(frame, looks),
-        _line(frame.left, scale.y(limit), frame.right, scale.y(limit), "margin"),
-        *_e_lines(frame, scale, looks, names, gutter),
-        *_e_crossing(frame, scale, looks),
+        _Series(
+            label=f"({name})" if name in dry else name,
+            values=[_strongest(look, name) for look in looks],
+            kind=_kind(at, is_dry=name in dry),
+        )
+        for at, name in enumerate(names)
     ]
-    return Panel(
-        width=width_px,
-        height=frame.bottom + 22,
-        title="Evidence of harm",
-        told=f"All metrics together: {odds(last.log_e)} after {span(last.elapsed_s)}; "
-        f"{odds(last.log_e_limit)} rolls back.",
-        lines=tuple(lines),
+    lines.append(_Series(label="all together", values=[each.log_e for each in looks], kind="family"))
+    said = "how many to 1 it speaks against “no worse”"
+    head = ("Evidence of harm", f"{said}; (…): a dry run" if dry and width_px >= WIDE_PX / 2 else said)
+    told = "Nothing yet."
+    if last:
+        told = f"All metrics together: {odds(last.log_e)} after {span(last.elapsed_s)}; "
+        told += f"{odds(last.log_e_limit)} rolls back."
+    limit = (last.log_e_limit, "rolls back", "harmful") if last else (0.0, "", "")
+    return _e_panel(looks, lines, head, told, limit, width_px, until_s)
+
+
+def proofs(history: Sequence[Decision], width_px: float = WIDE_PX, until_s: float | None = None) -> Panel:
+    """The evidence of safety over time, of all that promotion has to prove, and how much proves it."""
+    looks = _thinned(_started(history))
+    last = looks[-1] if looks else None
+    due = (
+        [each for each in last.readings if each.margin_ratio is not None and not each.dry_run] if last else []
     )
+    lines = []
+    for at, each in enumerate(due):
+        found = [_same(look, each) for look in looks]
+        values = [reading.log_e_safe if reading else 0.0 for reading in found]
+        lines.append(_Series(label=title(each), values=values, kind=_kind(at, is_dry=False)))
+    told = "Nothing yet."
+    if last:
+        proved = sum(each.log_e_safe >= last.log_e_proof for each in due)
+        told = f"{proved} of {len(due)} are proved; each takes {odds(last.log_e_proof)}."
+    head = ("Evidence of safety", "how many to 1 it speaks against “worse by the margin”")
+    limit = (last.log_e_proof, "proves it", "safe") if last else (0.0, "", "")
+    return _e_panel(looks, lines, head, told, limit, width_px, until_s)
+
+
+def _strongest(look: Decision, metric: str) -> float:
+    """The evidence of harm of the aspect that has most of it."""
+    return max((each.log_e_harm for each in look.readings if each.metric == metric), default=0.0)
+
+
+def _kind(at: int, *, is_dry: bool) -> str:
+    return f"s{at % SERIES}" + (" more" if at % (2 * SERIES) >= SERIES else "") + (" dry" if is_dry else "")
+
+
+def _e_panel(
+    looks: Sequence[Decision],
+    series: Sequence[_Series],
+    head: tuple[str, str],
+    told: str,
+    limit: tuple[float, str, str],
+    width_px: float,
+    until_s: float | None,
+) -> Panel:
+    """E-values on a logarithmic scale, with the line that decides."""
+    name, said = head
+    log_e_limit, verb, kind = limit
+    gutter = 190 if width_px >= WIDE_PX / 2 else 116
+    bottom = 68 + max(170, LINE_PX * len(series) + 10)
+    frame = _Frame(left=58, right=width_px - gutter, top=68, bottom=bottom, until_s=_until(looks, until_s))
+    lines = [_text(0, 15, name, "name"), _text(0, 33, clip(said, int(width_px / LETTER_PX) - 1), "dim")]
+    if looks:
+        level = log_e_limit / _LN10
+        overall = [value / _LN10 for each in series if each.kind == "family" for value in each.values]
+        most = max([level * 1.35, *(min(each, level * 2) + 0.2 for each in overall)])
+        scale = _Scale(least=-1.0, most=most, top=frame.top, bottom=frame.bottom)
+        lines += _e_axis(frame, scale)
+        lines += _time_axis(frame, looks)
+        y = scale.y(level)
+        lines.append(_line(frame.left, y, frame.right, y, f"margin {kind}"))
+        lines += _e_lines(frame, scale, looks, series, gutter)
+        is_right = _is_early(frame, looks)
+        x, anchor = (frame.right - 6, "end") if is_right else (frame.left + 6, "start")
+        lines.append(_text(x, y - 7, f"{odds(log_e_limit)} {verb}", f"limit {kind}", anchor))
+        lines += _e_dots(frame, scale, looks, series, log_e_limit)
+        lines += _e_end(frame, looks)
+    else:
+        lines += _time_axis(frame, looks)
+    return Panel(width=width_px, height=frame.bottom + 22, title=name, told=told, lines=tuple(lines))
 
 
 def _e_axis(frame: _Frame, scale: _Scale) -> Iterator[str]:
@@ -474,29 +529,20 @@ def _raised(power: int) -> str:
 
 
 def _e_lines(
-    frame: _Frame, scale: _Scale, looks: Sequence[Decision], names: Sequence[str], gutter: float
+    frame: _Frame, scale: _Scale, looks: Sequence[Decision], series: Sequence[_Series], gutter: float
 ) -> Iterator[str]:
-    """A line a metric, of the aspect with the most evidence, and one for all of them; names to the right."""
-    ends: list[tuple[float, str, str]] = []
-    dry = {each.metric for each in looks[-1].readings if each.dry_run}
-    for at, name in enumerate(names):
-        values = [
-            max((e.log_e_harm for e in look.readings if e.metric == name), default=0.0) for look in looks
-        ]
-        kind = f"s{at % SERIES}" + (" more" if at >= SERIES else "") + (" dry" if name in dry else "")
-        yield _e_line(frame, scale, looks, values, kind)
-        label = f"({name})" if name in dry else name
-        ends.append((scale.y(values[-1] / _LN10), label, kind))
-    together = [each.log_e for each in looks]
-    yield _e_line(frame, scale, looks, together, "family")
-    ends.append((scale.y(together[-1] / _LN10), "all together", "family"))
-    places = spread([each[0] for each in ends], LINE_PX, frame.top, frame.bottom - 2)
+    """The lines, and to the right their names."""
+    for each in series:
+        yield _e_line(frame, scale, looks, each.values, each.kind)
+    ends = [scale.y(each.values[-1] / _LN10) for each in series]
+    places = spread(ends, LINE_PX, frame.top, frame.bottom - 2)
     end = frame.x(looks[-1].elapsed_s)
     columns = int((gutter - 30) / LETTER_PX)
-    for y, (at_y, label, kind) in zip(places, ends, strict=True):
+    for y, at_y, each in zip(places, ends, series, strict=True):
         leader = _path([(end + 3, at_y), (frame.right + 8, y), (frame.right + 20, y)])
-        yield f'<polyline class="leader {kind}" points="{leader}"/>'
-        yield _text(frame.right + 25, y + 4, _shortened(visible(label), columns), f"label {kind}")
+        yield f'<polyline class="leader {each.kind}" points="{leader}"/>'
+        label = _shortened(visible(each.label), columns)
+        yield _text(frame.right + 25, y + 4, label, f"label {each.kind}")
 
 
 def _e_line(
@@ -508,31 +554,39 @@ def _e_line(
     return f'<polyline class="series {kind}" points="{_path(points)}"/>'
 
 
-def _e_crossing(frame: _Frame, scale: _Scale, looks: Sequence[Decision]) -> Iterator[str]:
-    """What rolls back, and when and why it was reached."""
+def _e_dots(
+    frame: _Frame, scale: _Scale, looks: Sequence[Decision], series: Sequence[_Series], limit: float
+) -> Iterator[str]:
+    """Where what decides reaches its line: all metrics together, or what is to be proved, each."""
+    deciding = [each for each in series if each.kind == "family"] or series
+    for each in deciding:
+        at = next((number for number, value in enumerate(each.values) if value >= limit), None)
+        if at is not None:
+            x, y = frame.x(looks[at].elapsed_s), scale.y(each.values[at] / _LN10)
+            yield f'<circle class="crossed {each.kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
+
+
+def _is_early(frame: _Frame, looks: Sequence[Decision]) -> bool:
+    """Whether the end lies left of the middle, so that its label has room to the right only."""
+    return looks[-1].has_ended and frame.x(looks[-1].elapsed_s) < (frame.left + frame.right) / 2
+
+
+def _e_end(frame: _Frame, looks: Sequence[Decision]) -> Iterator[str]:
+    """When it ended, how, and why."""
     last = looks[-1]
-    y = scale.y(last.log_e_limit / _LN10)
-    crossed = next((each for each in looks if each.log_e >= each.log_e_limit), None)
-    end = last if last.has_ended else crossed
-    is_right = end is not None and frame.x(end.elapsed_s) < (frame.left + frame.right) / 2
-    limit = f"{odds(last.log_e_limit)} rolls back"
-    x = frame.right - 6 if is_right else frame.left + 6
-    yield _text(x, y - 7, limit, "limit", "end" if is_right else "start")
-    if end is None:
+    if not last.has_ended:
         return
-    cause = quantities.caused(end)
-    why = "" if end.action is Action.PROMOTE else title(cause) if cause else (end.cause or ("",))[0]
-    verb = {Action.PROMOTE: "proved safe", Action.ROLLBACK: "rolled back"}.get(end.action, "crossed")
-    at = frame.x(end.elapsed_s)
+    cause = quantities.caused(last)
+    is_safe = last.action is Action.PROMOTE
+    why = "" if is_safe else title(cause) if cause else (last.cause or ("",))[0]
+    said = f"{clock(last.elapsed_s)} {'proved safe' if is_safe else 'rolled back'}{f': {why}' if why else ''}"
+    at = frame.x(last.elapsed_s)
+    is_right = _is_early(frame, looks)
     room = (frame.right - at if is_right else at - frame.left) / (LETTER_PX * 1.1) - 2
-    label = clip(visible(f"{clock(end.elapsed_s)} {verb}{f': {why}' if why else ''}"), int(room))
-    kind = "safe" if end.action is Action.PROMOTE else "harmful"
+    kind = "safe" if is_safe else "harmful"
     yield _line(at, frame.top - 18, at, frame.bottom, f"crossing {kind}")
-    if crossed is not None:
-        x, y = frame.x(crossed.elapsed_s), scale.y(crossed.log_e / _LN10)
-        yield f'<circle class="crossed" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     anchor, to = ("start", at + 8) if is_right else ("end", at - 8)
-    yield _text(to, frame.top - 8, label, f"word {kind}", anchor)
+    yield _text(to, frame.top - 8, clip(visible(said), max(2, int(room))), f"word {kind}", anchor)
 
 
 # --- Traffic ------------------------------------------------------------------------------------
@@ -541,7 +595,7 @@ def _e_crossing(frame: _Frame, scale: _Scale, looks: Sequence[Decision]) -> Iter
 def traffic(history: Sequence[Decision], width_px: float = WIDE_PX, until_s: float | None = None) -> Panel:
     """What both arms got in each bin, each on a scale of its own."""
     looks = _thinned(_started(history))
-    gutter = 190 if width_px >= 700 else 116
+    gutter = 190 if width_px >= WIDE_PX / 2 else 116
     frame = _Frame(left=58, right=width_px - gutter, top=44, bottom=150, until_s=_until(looks, until_s))
     lines = [_text(0, 15, f"Requests per {BIN_MS // 1000} s", "name")]
     half = (frame.bottom - frame.top - 12) / 2
@@ -657,6 +711,7 @@ STYLE = """
 .chart .axis { stroke: var(--axis); } .chart .grid { stroke: var(--line); }
 .chart .zero { stroke: var(--axis); }
 .chart .margin { stroke: var(--harmful); stroke-width: 1.5; stroke-dasharray: 6 4; }
+.chart .margin.safe { stroke: var(--safe); } .chart .limit.safe { fill: var(--safe); }
 .chart .mark { stroke: var(--axis); stroke-dasharray: 2 4; }
 .chart .refused { fill: var(--harmful); opacity: .07; }
 .chart .warm { fill: var(--axis); opacity: .14; }
@@ -675,7 +730,8 @@ STYLE = """
 .chart .leader { stroke: var(--own); opacity: .6; } .chart .label { fill: var(--own, var(--ink)); }
 .chart .label.family { font-weight: 600; }
 .chart .crossing.harmful { stroke: var(--harmful); } .chart .crossing.safe { stroke: var(--safe); }
-.chart .crossed { fill: var(--harmful); stroke: var(--paper); stroke-width: 2; }
+.chart .crossed { fill: var(--own); stroke: var(--paper); stroke-width: 1.5; }
+.chart .crossed.family { fill: var(--harmful); }
 .chart .bar.baseline { fill: var(--axis); } .chart .bar.candidate { fill: var(--band); }
 .chart .label.candidate { fill: var(--band); }
 """
