@@ -126,42 +126,35 @@ def _hypergeometric(total: int, marked: int, k: int, low: int, high: int) -> tup
     return j, constant - gammaln(counts + 1).sum(axis=0)
 
 
-CUMULANT_STEP = 0.25
-"""Cumulants are differences of cumulant generating functions at multiples of this."""
+TILTS = 0.004 * 1.75 ** np.arange(11)
+"""Where the cumulant generating function of a sum of scores is kept, in 1 / standard deviation of one score."""
 
 
-def cumulants(log_mean: Floats) -> Floats:
-    """Variance, third and fourth cumulant of a sum, from its cumulant generating function, in the last axis.
+def upper_tail(x: float, generating: Floats) -> float:
+    """How likely a sum with mean 0 reaches `x`, by Lugannani and Rice 1980 in the form of Barndorff-Nielsen's r*.
 
-    `log_mean` holds it at 2, 1, -1 and -2 times `CUMULANT_STEP`. They add up over independent bins.
+    `generating` is its cumulant generating function at `TILTS`; it adds up over independent bins. Never less than
+    a normal law's answer, which is given where `x` lies below one standard deviation or beyond all tilts.
     """
-    h = CUMULANT_STEP
-    far, near, left, farther = np.moveaxis(log_mean, -1, 0)
-    second = (16 * (near + left) - (far + farther)) / (12 * h**2)
-    third = (far - 2 * near + 2 * left - farther) / (2 * h**3)
-    fourth = (far - 4 * near - 4 * left + farther) / h**4
-    return np.stack([second, third, fourth], axis=-1)
+    from scipy.interpolate import CubicSpline  # a tenth of a second to import, for a test a mark
 
-
-def upper_tail(x: float, second: float, third: float, fourth: float) -> float:
-    """How likely a sum with mean 0 and these cumulants reaches `x`: Lugannani and Rice 1980, r* of Barndorff-Nielsen.
-
-    A normal law's answer where `x` is below one standard deviation; never less than a normal law's.
-    """
-    if second <= 0:
+    if not generating.any():
         return 1.0
-    plain = float(ndtr(-x / math.sqrt(second)))
-    if x < math.sqrt(second):
+    # The function over the square of its argument is flat near 0, and smooth in the logarithm.
+    spline = CubicSpline(np.log(TILTS), generating / TILTS**2)
+    spread = math.sqrt(2 * float(generating[0]) / float(TILTS[0]) ** 2)
+    plain = float(ndtr(-x / spread))
+    if x < spread:
         return plain
-    low, high = 0.0, x / second
-    for _ in range(60):  # the slope of the generating function, kept rising, is x there
+    low, high = float(np.log(TILTS[0])), float(np.log(TILTS[-1]))
+    for _ in range(50):
         middle = (low + high) / 2
-        slope = second * middle + third * middle**2 / 2 + max(fourth, 0.0) * middle**3 / 6
+        slope = math.exp(middle) * float(2 * spline(middle) + spline(middle, 1))
         low, high = (middle, high) if slope < x else (low, middle)
-    tilt = (low + high) / 2
-    value = second * tilt**2 / 2 + third * tilt**3 / 6 + max(fourth, 0.0) * tilt**4 / 24
-    bend = second + third * tilt + max(fourth, 0.0) * tilt**2 / 2
-    exponent = tilt * x - value
+    at = (low + high) / 2
+    tilt, height = math.exp(at), float(spline(at))
+    exponent = tilt * x - tilt**2 * height
+    bend = 2 * height + 3 * float(spline(at, 1)) + float(spline(at, 2))
     if exponent <= 0 or bend <= 0:
         return plain
     r, u = math.sqrt(2 * exponent), tilt * math.sqrt(bend)

@@ -46,7 +46,7 @@ PAST_LEAST = 40
 
 ANYTIME_PART = 0.5
 """So much of the false-rollback rate is spent on looking at any time, the rest on the marks."""
-MARK_DECAY = 0.2
+MARK_DECAY = 0.03
 """Each further mark gets this part of what the one before got."""
 SUSPICION = math.log(10)
 """While a metric has this much evidence of harm, nothing is promoted."""
@@ -66,18 +66,39 @@ _SHARE_NEAR = np.array([2, 4, 6, 9, 13, 18, 25, 35, 50])
 _SHARE_NEAR_PRIOR = sequential.shares(([1, 2, 2, 2, 2, 2, 1, 1, 0.5], 1.0))
 """Alternatives of the confidence sequence: so many steps of the grid away."""
 
-_SHIFTS = np.array([0.06, 0.12, 0.22, 0.38, 0.7, 1.2])
-_SHIFTS_PRIOR = (0.5, 1.0, 1.1, 1.4, 1.0, 0.5)
-_TAILS = ((0.02, 2.0), (0.06, 2.0), (0.12, 1.6), (0.02, 3.0))
+_SHIFTS = np.array([0.05, 0.105, 0.2, 0.37, 0.7, 1.2])
+_SHIFTS_PRIOR = (0.4, 1.0, 1.1, 1.5, 1.0, 0.4)
+_TAILS = ((0.02, 2.0), (0.08, 1.9), (0.02, 3.2))
+_TAILS_PRIOR = (1.2, 1.4, 0.4)
 """A part of the requests is so many standard deviations worse."""
 _QUANTILES = {Aspect.P50: 0.5, Aspect.P95: 0.95, Aspect.P99: 0.99}
 _EXCESS = np.log([1.3, 1.8, 3.0])
 _MEANS = (0.03, 0.1, 0.3)
 _MEAN_CAP = 40.0
 """A value is at most so many times the mean: one huge request must not decide."""
-_HARM_PARTS = {Aspect.SHAPE: 0.68, Aspect.TAIL: 0.26, Aspect.MEAN: 0.06}
-_MARK_PARTS = {Aspect.SHAPE: 0.6, Aspect.TAIL: 0.4}
-"""What the family spends on each aspect of an amount; quantiles are shown, and proved before a promotion."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parts:
+    """What is spent on each aspect of an amount; quantiles are shown, and proved before a promotion."""
+
+    anytime: Mapping[Aspect, float]
+    mark: Mapping[Aspect, float]
+
+
+_LATENCY_PARTS = _Parts(
+    anytime={Aspect.SHAPE: 0.6, Aspect.TAIL: 0.36, Aspect.MEAN: 0.04},
+    mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.65},
+)
+"""Latency goes wrong by its tail, too: a few requests that hang."""
+_PARTS = _Parts(
+    anytime={Aspect.SHAPE: 0.84, Aspect.TAIL: 0.08, Aspect.MEAN: 0.08},
+    mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.1},
+)
+
+
+def _parts(metric: Metric) -> _Parts:
+    return _LATENCY_PARTS if metric.name == LATENCY else _PARTS
+
+
 _SAFE_SHIFTS = np.array([0.12, 0.22, 0.4, 0.8])
 _SAFE_EXCESS = np.log([0.75, 0.5, 0.25])
 _NEAR_SHIFTS = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
@@ -127,8 +148,8 @@ class AmountSums:
     worst: Mapping[Aspect, Floats] = field(default_factory=dict)
     scores: Floats = field(default_factory=lambda: np.zeros(2))
     """The candidate's scores, shape and tail, less what is expected of them."""
-    cumulants: Floats = field(default_factory=lambda: np.zeros((2, 3)))
-    """Of both scores, over all choices of who is who."""
+    generating: Floats = field(default_factory=lambda: np.zeros((2, len(sequential.TILTS))))
+    """Their cumulant generating functions, over all choices of who is who."""
     candidate: Floats = field(default_factory=lambda: np.zeros(BUCKETS))
     baseline: Floats = field(default_factory=lambda: np.zeros(BUCKETS))
     """Weighted as the candidate is, bin by bin, so that drift does not part the two."""
@@ -435,7 +456,7 @@ def _amount(
         return replace(sums, past=past)
     near = _near(law, b, c)
     moved = _moved(c, math.log(metric.rollback_ratio))
-    scores, cumulants = _scores(law, b, moved, n_c)
+    scores, generating = _scores(law, b, moved, n_c)
     added = {aspect: sums.near.get(aspect, 0.0) + rows for aspect, rows in near.items()}
     return replace(
         sums,
@@ -447,7 +468,7 @@ def _amount(
             for aspect, rows in added.items()
         },
         scores=sums.scores + scores,
-        cumulants=sums.cumulants + cumulants,
+        generating=sums.generating + generating,
         candidate=sums.candidate + c,
         baseline=sums.baseline + b * (n_c / n_b),
         total=sums.total + total_c,
@@ -508,16 +529,14 @@ def _excess(log_odds: Floats, b: Floats, c: Floats, at: int, n_c: int) -> Floats
 
 
 def _scores(law: _Law, b: Floats, c: Floats, n_c: int) -> tuple[Floats, Floats]:
-    """The candidate's scores less their expectation, and their cumulants, over all choices of who is who."""
+    """The candidate's scores less their expectation, and the cumulant generating function of that."""
     pooled = b + c
     there = np.flatnonzero(pooled)
     n = pooled[there]
     scores = law.marks[:, there]
     scores = scores - (scores @ n / n.sum())[:, None]
-    steps = sequential.CUMULANT_STEP * np.array([2.0, 1.0, -1.0, -2.0])
-    rows = (scores[:, None, :] * steps[:, None]).reshape(-1, len(there))
-    log_mean = sequential.log_mean_product(rows, n, n_c).reshape(2, 4)
-    return scores @ c[there], sequential.cumulants(log_mean)
+    rows = (scores[:, None, :] * sequential.TILTS[:, None]).reshape(-1, len(there))
+    return scores @ c[there], sequential.log_mean_product(rows, n, n_c).reshape(len(scores), -1)
 
 
 def _shift(counts: Floats, buckets: int) -> Floats:
@@ -587,7 +606,7 @@ def _decision(
     weights = _weights(plan)
     log_e = float(
         np.logaddexp.reduce(
-            [math.log(weights[each.name]) + _log_harm(sums.metrics[each.name]) for each in plan.judged]
+            [math.log(weights[each.name]) + _log_harm(each, sums.metrics[each.name]) for each in plan.judged]
         )
     )
     is_mark = marks <= _extensions(plan) and elapsed_s >= plan.mark_s * (marks + 1)
@@ -679,19 +698,19 @@ def _mark_rate(plan: Plan, mark: int) -> float:
 
 _PRIORS = {
     Aspect.SHAPE: sequential.shares((_SHIFTS_PRIOR, 1.0)),
-    Aspect.TAIL: sequential.shares(([1.0] * len(_TAILS), 1.0)),
+    Aspect.TAIL: sequential.shares((_TAILS_PRIOR, 1.0)),
     Aspect.MEAN: sequential.shares(([1.0] * len(_MEANS), 1.0)),
     **{each: sequential.shares(([1.0] * len(_EXCESS), 1.0)) for each in _QUANTILES},
 }
 
 
-def _log_harm(sums: MetricSums) -> float:
+def _log_harm(metric: Metric, sums: MetricSums) -> float:
     """The logarithm of the e-value of a metric against "no worse"."""
     if isinstance(sums, ShareSums):
         return sequential.log_mean_exp(sums.harm, _SHARE_HARM_PRIOR)
     if not sums.harm:
         return 0.0
-    by_aspect = [math.log(part) + _log_harm_of(sums, aspect) for aspect, part in _HARM_PARTS.items()]
+    by_aspect = [math.log(part) + _log_harm_of(sums, aspect) for aspect, part in _parts(metric).anytime.items()]
     return float(np.logaddexp.reduce(by_aspect))
 
 
@@ -714,9 +733,9 @@ def _cause(plan: Plan, sums: Sums, weights: Mapping[str, float]) -> tuple[str, .
     for metric in plan.judged:
         each = sums.metrics[metric.name]
         if isinstance(each, ShareSums):
-            found.append((math.log(weights[metric.name]) + _log_harm(each), metric.name))
+            found.append((math.log(weights[metric.name]) + _log_harm(metric, each), metric.name))
             continue
-        for aspect, part in _HARM_PARTS.items():
+        for aspect, part in _parts(metric).anytime.items():
             log_e = math.log(weights[metric.name] * part) + _log_harm_of(each, aspect)
             found.append((log_e, _named(metric.name, aspect)))
     found.sort(reverse=True)
@@ -730,23 +749,22 @@ def _named(metric: str, aspect: Aspect) -> str:
 
 def _failed(plan: Plan, sums: Sums, weights: Mapping[str, float], mark: int) -> tuple[str, ...]:
     """The aspects that fail their one test at a mark, the strongest first."""
-    rate = _mark_rate(plan, mark)
-    found = []
+    tests = []
     for metric in plan.judged:
         each = sums.metrics[metric.name]
         if isinstance(each, ShareSums):
-            tests = {Aspect.RATE: (_at_least(each.law_low, each.law, each.bad), 1.0)}
-        else:
-            tests = {aspect: (_p_value(each, aspect), part) for aspect, part in _MARK_PARTS.items()}
-        for aspect, (p, part) in tests.items():
-            if p <= rate * weights[metric.name] * part:
-                found.append((p / part, _named(metric.name, aspect)))
+            tests.append((metric.name, weights[metric.name], _at_least(each.law_low, each.law, each.bad)))
+            continue
+        for aspect, part in _parts(metric).mark.items():
+            tests.append((_named(metric.name, aspect), weights[metric.name] * part, _p_value(each, aspect)))
+    rate = _mark_rate(plan, mark) / sum(part for _, part, _ in tests)
+    found = [(p / part, name) for name, part, p in tests if p <= rate * part]
     return tuple(name for _, name in sorted(found))
 
 
 def _p_value(sums: AmountSums, aspect: Aspect) -> float:
     at = (Aspect.SHAPE, Aspect.TAIL).index(aspect)
-    return sequential.upper_tail(float(sums.scores[at]), *map(float, sums.cumulants[at]))
+    return sequential.upper_tail(float(sums.scores[at]), sums.generating[at])
 
 
 def _at_least(low: int, law: Floats, value: int) -> float:
@@ -784,15 +802,15 @@ def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str,
 def _unproved(draft: Decision) -> list[str]:
     """Why a promotion is not proved, a clause each."""
     found = []
-    names = {each.name for each in draft.plan.judged}
+    names = {each.name: each for each in draft.plan.judged}
     for each in draft.readings:
         if each.metric not in names or each.margin_ratio is None:
             continue
         if each.log_e_safe < draft.log_e_proof:
             more = f", about {each.needed:,} more requests" if each.needed else ""
             found.append(f"{_named(each.metric, each.aspect)} is not proved{more}")
-    for name in names:
-        if _log_harm(draft.sums.metrics[name]) >= SUSPICION:
+    for name, metric in names.items():
+        if _log_harm(metric, draft.sums.metrics[name]) >= SUSPICION:
             found.append(f"{name} looks worse")
     return found
 
@@ -823,7 +841,7 @@ def _share_reading(
     low, high = _bounds(_GRID, sums.worst, limit) if sums.seen else (None, None)
     margin = math.exp(sums.margin) if sums.seen else metric.margin_ratio
     log_e_safe = _log_safe(sums, Aspect.RATE)
-    log_e_harm = _log_harm(sums)
+    log_e_harm = _log_harm(metric, sums)
     rates = (sums.expected / sums.seen, sums.bad / sums.seen) if sums.seen else (None, None)
     if metric.better is Better.HIGHER and rates[0] is not None and rates[1] is not None:
         rates = 1 - rates[0], 1 - rates[1]
@@ -871,7 +889,7 @@ def _amount_reading(
     is_proof = aspect in metric.proofs
     margin = _margin(metric, aspect)
     is_harmful = _named(metric.name, aspect) in failed or _is_proved(
-        plan, log_e_harm, weight * _HARM_PARTS.get(aspect, 0.0)
+        plan, log_e_harm, weight * _parts(metric).anytime.get(aspect, 0.0)
     )
     if is_proof:
         word = _word(plan, is_harmful, log_e_safe, low, margin)

@@ -189,7 +189,8 @@ def _cells(last: Decision, reading: Reading, *, is_first: bool) -> Iterator[str]
     yield f'{_bar(last, reading)}<span class="sub">{_said(quantities.interval_words(reading))}</span>'
     yield _said(quantities.margin_words(last, reading))
     safe = f"{odds(reading.log_e_safe)} safe" if reading.margin_ratio is not None else ""
-    yield f'{odds(reading.log_e_harm)}<span class="sub"> harm</span> <span class="sub own">{_said(safe)}</span>'
+    harm = odds(reading.log_e_harm)
+    yield f'{_said(harm)}<span class="sub"> harm</span> <span class="sub own">{_said(safe)}</span>'
     yield f"{reading.seen_candidate:,}"
     yield f"{reading.needed:,}" if reading.needed is not None else "–"
     yield f"{metric.weight:g}" if metric is not None and is_first and not reading.dry_run else "–"
