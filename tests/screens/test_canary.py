@@ -159,9 +159,19 @@ def test_a_line_says_the_time_the_words_and_the_reason_of_an_end() -> None:
     said = canary.line(canaries.rolled_back())
 
     assert said == (
-        "   3:05  rollback  errors undecided, valid output undecided, accepted harmful, latency safe, "
-        "cost safe; 600 of 12,000 requests: accepted is worse, proved 216 to 1; 143 were needed"
+        "   3:05  rollback  600 of 12,000 requests; harmful accepted; undecided errors, valid output; "
+        "safe latency, cost: accepted is worse, proved 216 to 1; 143 were needed"
     )
+
+
+def test_what_a_dry_run_says_is_no_news() -> None:
+    before = canaries.going()
+    now = replace(
+        before,
+        readings=tuple(replace(e, word=Word.HARMFUL) if e.dry_run else e for e in before.readings),
+    )
+
+    assert not canary.is_news(before, now)
 
 
 def test_a_margin_in_points_is_told_in_points_and_the_way_the_metric_moves() -> None:

@@ -54,9 +54,9 @@ def picture(decision: Decision, terminal: Terminal, *, verbose: bool = False) ->
 
 def line(decision: Decision) -> str:
     """One look on one line, for pipes and logs: time, what to do, each metric's word, how much was seen."""
-    words = [f"{title(each)} {each.word}" for each in shown(decision) if not each.dry_run]
+    words = "; ".join(f"{word} {', '.join(names)}" for word, names in _by_word(decision).items())
     seen = f"{decision.arms.candidate:,} of {_total(decision):,} requests"
-    said = f"{clock(decision.elapsed_s):>7}  {decision.action.value:<8}  {', '.join(words)}; {seen}"
+    said = f"{clock(decision.elapsed_s):>7}  {decision.action.value:<8}  {seen}; {words}"
     if decision.action is Action.CONTINUE and not decision.missing:
         return said
     return f"{said}: {'; '.join(dict.fromkeys([decision.reason, *decision.missing[:MISSING_MAX]]))}"
@@ -344,9 +344,16 @@ def _total(decision: Decision) -> int:
 
 def _told(decision: Decision) -> tuple[object, ...]:
     """What a reader would want to hear of, without the numbers that change with every look."""
-    words = tuple((each.metric, each.aspect, each.word) for each in shown(decision))
+    words = _by_word(decision)
     missing = tuple(re.sub(r"[\d,]+", "#", each) for each in decision.missing)
     return decision.action, words, decision.marks, missing, decision.started_ms is None
+
+
+def _by_word(decision: Decision) -> dict[Word, list[str]]:
+    """What is harmful, undecided, and safe, of all that is judged."""
+    rows = [each for each in shown(decision) if not each.dry_run]
+    found = {word: [title(each) for each in rows if each.word is word] for word in reversed(_SEVERITY)}
+    return {word: names for word, names in found.items() if names}
 
 
 # --- The table ----------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import html as escaping
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from deploy_gates.core.canary import Action, Aspect, Better, Decision, Kind, Reading, Word
 from deploy_gates.core.tally import BIN_MS
 from deploy_gates.report import quantities
-from deploy_gates.report.quantities import change_words, clock, figures, odds, span, title
+from deploy_gates.report.quantities import clock, figures, odds, span, title
 from deploy_gates.report.text import clip, visible, width
 
 POINTS_MAX = 360
@@ -39,7 +39,7 @@ _LN10 = math.log(10)
 _CLASSES = {Word.SAFE: "safe", Word.UNDECIDED: "undecided", Word.HARMFUL: "harmful"}
 _TICK_APART_PX = 20
 _STEPS_S = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
-_PERCENT_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_PERCENT_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _PERCENT_MOST = math.log(6)
 """What is more than this is told as so many times."""
 _TIMES = (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1_000, 10_000, 1_000_000)
@@ -297,15 +297,26 @@ def _ratio_axis(frame: _Frame, scale: _Scale, reading: Reading) -> Iterator[str]
 def _ratio_ticks(scale: _Scale, reading: Reading) -> list[tuple[float, str]]:
     """Round changes, as dense as their labels have room."""
     bad = reading.baseline
-    families = [_percents(each, scale) for each in _PERCENT_STEPS if scale.most < _PERCENT_MOST]
-    if reading.kind is Kind.SHARE:
-        has_points = bad is not None and 0 < bad < 1
-        families = [_points(each, bad, scale) for each in _POINT_STEPS] if bad and has_points else []
-    for ticks in families:
-        near = min((abs(scale.y(value) - scale.y(0.0)) for value, _ in ticks), default=0.0)
-        if near >= _TICK_APART_PX:
-            return _apart([(0.0, "0"), *ticks], scale)
-    return _apart([(0.0, "×1"), *_multiples(scale)], scale)
+    if reading.kind is Kind.AMOUNT and scale.most < _PERCENT_MOST:
+        even = [_percents(_even(step, 1.0), scale) for step in _PERCENT_STEPS]
+        round_ = _percents([sign * each for each in _PERCENT_STEPS for sign in (1, -1)], scale)
+    elif reading.kind is Kind.SHARE and bad is not None and 0 < bad < 1:
+        even = [_points(_even(step, 100.0), bad, scale) for step in _POINT_STEPS]
+        round_ = _points([sign * each for each in _POINT_STEPS for sign in (1, -1)], bad, scale)
+    else:
+        return _apart([(0.0, "×1"), *_multiples(scale)], scale)
+    uneven = _apart([(0.0, "0"), *round_], scale)
+    for ticks in even:
+        heights = sorted([scale.y(0.0), *(scale.y(value) for value, _ in ticks)])
+        if ticks and min(low - high for high, low in pairwise(heights)) >= _TICK_APART_PX:
+            return [(0.0, "0"), *ticks] if len(ticks) + 1 >= len(uneven) else uneven
+    return uneven
+
+
+def _even(step: float, most: float) -> list[float]:
+    """Multiples of a step, both ways; none where there would be more than a scale could ever show."""
+    count = round(6 * most / step) if most == 1.0 else round(most / step)
+    return [round(at * step, 6) for at in range(-count, count + 1) if at] if count <= 6_000 else []
 
 
 def _apart(ticks: Sequence[tuple[float, str]], scale: _Scale) -> list[tuple[float, str]]:
@@ -320,13 +331,9 @@ def _apart(ticks: Sequence[tuple[float, str]], scale: _Scale) -> list[tuple[floa
     return kept
 
 
-def _percents(step: float, scale: _Scale) -> list[tuple[float, str]]:
-    least, most = math.expm1(scale.least), math.expm1(min(scale.most, 20))
-    low, high = math.ceil(least / step), math.floor(most / step)
-    if high - low > 1_000:
-        return []
-    ticks = [round(at * step, 6) for at in range(low, high + 1)]
-    return [(math.log1p(each), f"{each * 100:+g} %".replace("-", "−")) for each in ticks if -1 < each != 0]
+def _percents(changes: Sequence[float], scale: _Scale) -> list[tuple[float, str]]:
+    found = [(math.log1p(each), f"{each * 100:+g} %".replace("-", "−")) for each in changes if each > -1]
+    return [each for each in found if scale.least <= each[0] <= scale.most]
 
 
 def _multiples(scale: _Scale) -> list[tuple[float, str]]:
@@ -336,20 +343,16 @@ def _multiples(scale: _Scale) -> list[tuple[float, str]]:
     return [each for each in found if scale.least <= each[0] <= scale.most]
 
 
-def _points(step: float, share: float, scale: _Scale) -> list[tuple[float, str]]:
+def _points(changes: Sequence[float], share: float, scale: _Scale) -> list[tuple[float, str]]:
     """Percentage points up and down from the baseline's share, where the odds are so many times as much."""
-    percent = share * 100
-    low, high = math.ceil(-percent / step), math.floor((100 - percent) / step)
-    if high - low > 20_000:
-        return []
     found = []
-    for at in range(low, high + 1):
-        moved = share + at * step / 100
-        if not at or not 0 < moved < 1:
+    for each in changes:
+        moved = share + each / 100
+        if not 0 < moved < 1:
             continue
         value = math.log(moved / (1 - moved)) - math.log(share / (1 - share))
         if scale.least <= value <= scale.most:
-            found.append((value, f"{at * step:+g} pt".replace("-", "−")))
+            found.append((value, f"{each:+g} pt".replace("-", "−")))
     return found
 
 
@@ -402,7 +405,7 @@ def _ends(frame: _Frame, scale: _Scale, last: Reading, decision: Decision) -> It
     """To the right: the change now, and the margin."""
     labels = []
     if last.ratio is not None:
-        change = change_words(last, last.ratio).removesuffix(" odds")
+        change = quantities.estimate_words(last).removesuffix(" odds")
         labels.append((scale.y(_log(last, last.ratio, 0.0)), change, "point"))
     if last.margin_ratio is not None and last.margin_ratio > 1:
         sign = "≤" if last.better is Better.LOWER else "≥"
@@ -508,8 +511,8 @@ def _e_panel(
         lines += _e_lines(frame, scale, looks, series, gutter)
         is_right = _is_early(frame, looks)
         x, anchor = (frame.right - 6, "end") if is_right else (frame.left + 6, "start")
-        lines.append(_text(x, y - 7, f"{odds(log_e_limit)} {verb}", f"limit {kind}", anchor))
         lines += _e_dots(frame, scale, looks, series, log_e_limit)
+        lines.append(_text(x, y - 7, f"{odds(log_e_limit)} {verb}", f"limit {kind}", anchor))
         lines += _e_end(frame, looks)
     else:
         lines += _time_axis(frame, looks)

@@ -35,7 +35,8 @@ def figures(reading: Reading) -> Figures:
         digits = max((_share_digits(each) for each in (baseline, candidate) if each is not None), default=2)
         change = "–"
         if baseline is not None and candidate is not None:
-            change = _signed((candidate - baseline) * 100, digits, "pt")
+            moved = (candidate - baseline) * 100
+            change = _signed(moved, 1 if abs(moved) >= 9.95 else digits, "pt")
         return Figures(baseline=_share(baseline, digits), candidate=_share(candidate, digits), change=change)
     known = [abs(each) for each in (baseline, candidate) if each]
     in_ms = reading.metric == LATENCY and max(known, default=1.0) < 0.9995
@@ -64,6 +65,13 @@ def change_words(reading: Reading, ratio: float | None) -> str:
     if change is None:
         return f"{_times(factor_of(reading, ratio))} odds"
     return _signed(change, 1 if abs(change) >= 0.95 else 2 if abs(change) >= 0.0095 else 3, "pt")
+
+
+def estimate_words(reading: Reading) -> str:
+    """The change as estimated: of a share what both arms have, of an amount of its whole law."""
+    if reading.kind is Kind.SHARE and reading.baseline is not None:
+        return figures(reading).change
+    return change_words(reading, reading.ratio)
 
 
 def points(reading: Reading, ratio: float) -> float | None:
@@ -114,7 +122,7 @@ def margin_words(decision: Decision, reading: Reading) -> str:
 def interval_words(reading: Reading) -> str:
     """`+4.1 to +18 %`, the lesser change first."""
     if reading.low is None and reading.high is None:
-        return "not bounded yet"
+        return "no data yet" if reading.candidate is None else "not bounded yet"
     ends = [change_words(reading, reading.low), change_words(reading, reading.high)]
     if reading.better is Better.HIGHER:
         ends.reverse()
@@ -154,7 +162,7 @@ def explained(decision: Decision) -> str:
     metric = planned(decision, reading) if reading else None
     if reading is None or metric is None or reading.ratio is None:
         return ""
-    change = change_words(reading, reading.ratio)
+    change = estimate_words(reading)
     said = f"{title(reading)} {'rose' if (reading.ratio > 1) is (reading.better is Better.LOWER) else 'fell'}"
     said += f" {_unsigned(change)}"
     if reading.low is not None and reading.low > 1:
@@ -175,7 +183,7 @@ def odds(log_e: float) -> str:
     if math.isnan(log_e):
         return "–"
     log10 = log_e / math.log(10)
-    if log10 >= 6:
+    if log10 >= 7:
         return f"10^{math.floor(min(log10, 999))} to 1"
     if log10 < -2:
         return "<0.01 to 1"
