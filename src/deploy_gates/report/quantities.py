@@ -64,7 +64,7 @@ def change_words(reading: Reading, ratio: float | None) -> str:
     change = points(reading, ratio)
     if change is None:
         return f"{_times(factor_of(reading, ratio))} odds"
-    return _signed(change, 1 if abs(change) >= 0.95 else 2 if abs(change) >= 0.0095 else 3, "pt")
+    return _signed(change, 1 if abs(change) >= 0.995 else 2 if abs(change) >= 0.00995 else 3, "pt")
 
 
 def estimate_words(reading: Reading) -> str:
@@ -234,7 +234,7 @@ def _digits(known: Sequence[float], *, is_coarse: bool) -> int:
 
 
 def _decimals(number: float, significant: int) -> int:
-    return max(0, significant - 1 - math.floor(math.log10(number) + 1e-9))
+    return max(0, significant - 1 - math.floor(math.log10(float(f"{number:.{significant}g}"))))
 
 
 def _amount(value: float | None, factor: float, digits: int, unit: str) -> str:
