@@ -1,7 +1,7 @@
 """The words of a canary: what was planned, what each metric says so far, and what to do about it.
 
-`weigh()` in `weighing` makes a `Decision` of a `Plan` and `Tally`s. A ratio is how many times worse the candidate
-is, so that above one is worse for every metric, whichever way the metric itself points.
+`weigh()` in `weighing` makes a `Decision` of a `Plan` and `Tally`s. A ratio is how many times worse the
+candidate is, so that above one is worse for every metric, whichever way the metric itself points.
 """
 
 from __future__ import annotations

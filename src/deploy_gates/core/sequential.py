@@ -1,26 +1,29 @@
-"""Sequential statistics of two arms that are served at the same time: evidence that may be looked at at any time.
+"""Sequential statistics of two arms served at the same time: evidence one may look at at any time.
 
-Everything rests on one fact. Within one bin, and if the arms do not differ, which of the N requests went to the
-candidate says nothing about how they went: every choice of k of N is as likely as any other. So for any positive
-weight w that was chosen before the bin,
+Everything rests on one fact. Within one bin, and if the arms do not differ, which of the N requests went to
+the candidate says nothing about how they went: every choice of k of N is as likely as any other. So for any
+positive weight w that was chosen before the bin,
 
     E = product of w over the candidate's requests / mean of that product over all choices of k of N
 
-is 1 on average: an e-value. Products over bins are e-processes, whatever traffic, share and drift do between bins.
-The mean over all choices is an elementary symmetric polynomial of the weights; for a w with two values it is the
-normaliser of Fisher's noncentral hypergeometric law. Names: Vovk and Wang 2021, E-values; Ville 1939 for the bound
-1/alpha at all times; McCullagh and Nelder 1989, 7.3 for the law; Daniels 1954 for the saddlepoint.
+is 1 on average: an e-value. Products over bins are e-processes, whatever traffic, share and drift do
+between bins. The mean over all choices is an elementary symmetric polynomial of the weights; for a w with
+two values it is the normaliser of Fisher's noncentral hypergeometric law. Names: Vovk and Wang 2021,
+E-values; Ville 1939 for the bound 1/alpha at all times; McCullagh and Nelder 1989, 7.3 for the law; Daniels
+1954 for the saddlepoint.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, ndtr, ndtri
+
+from deploy_gates.core.canary import Aspect
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -31,7 +34,7 @@ TERMS_MAX = 512
 
 
 def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
-    """The logarithm of the mean, over all choices of `k` of the `sum(n)` values, of the product of their weights.
+    """The logarithm of the mean, over all choices of `k` of `sum(n)` values, of the product of their weights.
 
     `log_w` (rows, values) holds the logarithm of a weight for each distinct value, `n` (values) how often it
     occurs. By the saddlepoint with the two next terms of its expansion, relative to the same expansion of the
@@ -71,7 +74,7 @@ def _expit(x: Floats) -> Floats:
 
 
 def _expansion(p: Floats, n: Floats) -> tuple[Floats, Floats]:
-    """Variance of a sum of Bernoullis, and how much likelier than a normal law's its mean is, to two terms."""
+    """Variance of a sum of Bernoullis, and the density at its mean relative to a normal law's, to two terms."""
     q = p * (1 - p)
     odd = 1 - 2 * p
     k2 = q @ n
@@ -106,7 +109,7 @@ def log_mean_odds(log_theta: Floats, total: int, marked: int, k: int) -> Floats:
 
 
 def hypergeometric(total: int, marked: int, k: int, *, log_theta: float = 0.0) -> tuple[int, Floats]:
-    """The law of how many of the marked ones are among `k` of `total`: the least number, and probabilities."""
+    """The law of how many marked ones are among `k` of `total`: the least number, and probabilities."""
     low, high = max(0, k + marked - total), min(k, marked)
     j, log_p = _hypergeometric(total, marked, k, low, high)
     log_p = log_p + log_theta * j
@@ -127,14 +130,15 @@ def _hypergeometric(total: int, marked: int, k: int, low: int, high: int) -> tup
 
 
 TILTS = 0.004 * 1.75 ** np.arange(11)
-"""Where the cumulant generating function of a sum of scores is kept, in 1 / standard deviation of one score."""
+"""Where the cumulant generating function of a sum of scores is kept, in 1 / deviation of one score."""
 
 
 def upper_tail(x: float, generating: Floats) -> float:
-    """How likely a sum with mean 0 reaches `x`, by Lugannani and Rice 1980 in the form of Barndorff-Nielsen's r*.
+    """How likely a sum with mean 0 reaches `x`, by Lugannani and Rice 1980 (as Barndorff-Nielsen's r*).
 
-    `generating` is its cumulant generating function at `TILTS`; it adds up over independent bins. Never less than
-    a normal law's answer, which is given where `x` lies below one standard deviation or beyond all tilts.
+    `generating` is its cumulant generating function at `TILTS`; it adds up over independent bins. Never
+    less than a normal law's answer, which is given where `x` lies below one standard deviation or beyond
+    all tilts.
     """
     from scipy.interpolate import CubicSpline  # a tenth of a second to import, for a test a mark
 
@@ -173,11 +177,11 @@ def log_sum_exp(rows: Floats) -> Floats:
     return np.asarray(top[..., 0] + np.log(np.exp(rows - top).sum(axis=-1)))
 
 
-def normal_scores(counts: Floats, *, ahead: int, step: float) -> Floats:
+def normal_scores(counts: Floats, *, step: float) -> Floats:
     """The normal score of each bucket of a histogram: the place of its middle rank on a standard normal law.
 
     Above the highest value seen, scores go on rising by `step` (the width of a bucket) over the spread of the
-    upper half, for at most `ahead` buckets and 1.5: a value nobody has seen is worse than the worst that was.
+    upper half, by at most 1.5: a value nobody has seen is worse than the worst that was.
     """
     total = float(counts.sum())
     below = np.cumsum(counts) - counts
@@ -189,7 +193,7 @@ def normal_scores(counts: Floats, *, ahead: int, step: float) -> Floats:
     middle, upper = (int(np.searchsorted(cumulated, share * total)) for share in (0.5, 0.9))
     spread = max((upper - middle) * step / 1.2816, step)
     beyond = np.arange(len(counts)) - top
-    z = np.where(beyond > 0, z[top] + np.minimum(np.minimum(beyond, ahead) * step / spread, 1.5), z)
+    z = np.where(beyond > 0, z[top] + np.minimum(beyond * step / spread, 1.5), z)
     return np.asarray(z, dtype=np.float64)
 
 
@@ -211,9 +215,81 @@ def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
-def shares(*parts: tuple[Sequence[float], float]) -> Floats:
-    """Prior weights: each group of relative weights gets its part, and all of them add up to 1."""
-    whole = sum(part for _, part in parts)
-    return np.concatenate(
-        [np.asarray(each, dtype=float) / sum(each) * part / whole for each, part in parts]
+def prior(*weights: float) -> Floats:
+    """Weights of alternatives, adding up to 1."""
+    return np.array(weights, dtype=np.float64) / sum(weights)
+
+
+# --- What the sums of a metric tell ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """Between these ratios nothing was ruled out; `None`: no end was found."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """An e-value, as a logarithm, or a p-value of one aspect, and the part that is spent on it."""
+
+    aspect: Aspect
+    part: float
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One aspect of both arms; see `Reading`."""
+
+    aspect: Aspect
+    margin_ratio: float | None
+    baseline: float | None = None
+    candidate: float | None = None
+    ratio: float | None = None
+    bounds: Bounds = Bounds()
+    log_e_safe: float = 0.0
+    needed: int | None = None
+
+
+def bounds(grid: Floats, worst: Floats, limit: float) -> Bounds:
+    """The ratios, of which `grid` holds logarithms, whose e-value never reached `limit`.
+
+    Where every ratio was ruled out (the arms differ by more than a scale), the least doubted one is left.
+    """
+    alive = np.flatnonzero(worst < limit)
+    if not len(alive):
+        only = math.exp(float(grid[int(np.argmin(worst))]))
+        return Bounds(low=only, high=only)
+    first, last = int(alive[0]), int(alive[-1])
+    return Bounds(
+        low=None if first == 0 else _crossing(grid, worst, first - 1, first, limit),
+        high=None if last == len(grid) - 1 else _crossing(grid, worst, last, last + 1, limit),
     )
+
+
+def _crossing(grid: Floats, worst: Floats, left: int, right: int, limit: float) -> float:
+    rise = float(worst[right] - worst[left])
+    part = (limit - float(worst[left])) / rise if math.isfinite(rise) and rise else 0.5
+    return math.exp(float(grid[left]) + float(grid[right] - grid[left]) * min(max(part, 0.0), 1.0))
+
+
+def peak(grid: Floats, height: Floats) -> float:
+    """Where a curve is highest, between the points of its grid by a parabola."""
+    at = int(np.argmax(height))
+    if at in (0, len(grid) - 1):
+        return math.exp(float(grid[at]))
+    left, middle, right = (float(each) for each in height[at - 1 : at + 2])
+    bend = left - 2 * middle + right
+    part = 0.5 * (left - right) / bend if bend < 0 else 0.0
+    return math.exp(float(grid[at]) + part * float(grid[1] - grid[0]))
+
+
+def needed(lacking: Floats, growth: Floats) -> int | None:
+    """About so many more, each adding `growth` to what is `lacking`; of the best alternative."""
+    useful = growth > 1e-7
+    if not useful.any():
+        return None
+    return max(0, math.ceil(float((lacking[useful] / growth[useful]).min())))

@@ -1,0 +1,424 @@
+"""An amount of both arms, such as latency: is the candidate's law worse, in its whole or in its tail?
+
+Values live in buckets of 4 %. Weights of buckets come from the baseline's last minute alone: tilts of its
+normal scores for the whole law (near optimal for a lognormal one), contaminations for the tail, bets on the
+mean. The labels within a bin are then compared as `sequential` says. A margin divides the candidate's
+values first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy_gates.core import sequential
+from deploy_gates.core.canary import LATENCY, Aspect, Better, Metric, Plan
+from deploy_gates.core.sequential import Evidence, Floats, Measured
+from deploy_gates.core.tally import GROWTH, HIGHEST, LOWEST, Arm
+
+BUCKETS = HIGHEST - LOWEST + 1
+STEP = math.log(GROWTH)
+PAST_BINS = 12
+"""Weights are made of the baseline's last minute."""
+PAST_LEAST = 40
+"""Fewer values of the baseline than this say nothing of its law."""
+MEAN_CAP = 40.0
+"""For the mean, a value counts at most as so many times the mean: one huge request must not decide."""
+
+Places: TypeAlias = slice | NDArray[np.intp]
+
+_QUANTILES = {Aspect.P50: 0.5, Aspect.P95: 0.95, Aspect.P99: 0.99}
+_SHIFTS: Floats = np.array([0.05, 0.105, 0.2, 0.37, 0.7, 1.2])
+"""The whole law is worse by so many of its standard deviations."""
+_TAILS = ((0.02, 2.0), (0.08, 1.9), (0.02, 3.2))
+"""A part of the requests is worse by so many standard deviations."""
+_MEANS: Floats = np.array([0.03, 0.1, 0.3])
+_EXCESS: Floats = np.log([1.3, 1.8, 3.0])
+"""So many times the odds of lying beyond a quantile of the baseline."""
+_PRIORS = {
+    Aspect.SHAPE: sequential.prior(0.5, 1.4, 1.1, 1.4, 0.8, 0.3),
+    Aspect.TAIL: sequential.prior(1.2, 1.4, 0.4),
+    Aspect.MEAN: sequential.prior(1, 1, 1),
+    **{aspect: sequential.prior(1, 1, 1) for aspect in _QUANTILES},
+}
+_SAFE_SHIFTS: Floats = np.array([0.12, 0.22, 0.4, 0.8])
+_SAFE_EXCESS: Floats = np.log([0.75, 0.5, 0.25])
+_NEAR_SHIFTS: Floats = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
+_NEAR_EXCESS: Floats = np.log([1.15, 1.5, 2.5])
+_FINE = 4
+_REACH = 40
+_SCALES: Floats = np.arange(-_REACH * _FINE, _REACH * _FINE + 1, dtype=np.float64) * (STEP / _FINE)
+"""Confidence sequences reach from 1.04^-40 to 1.04^40, in steps of a quarter of a bucket."""
+_NEAR_ASPECTS = (Aspect.SHAPE, *_QUANTILES, Aspect.MEAN)
+_NEAR_ROWS = {Aspect.SHAPE: 10, Aspect.P50: 6, Aspect.P95: 6, Aspect.P99: 6, Aspect.MEAN: 6}
+_ASPECTS = (*_NEAR_ASPECTS[:-1], Aspect.TAIL, Aspect.MEAN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parts:
+    """What is spent on each aspect; quantiles are shown, and proved before a promotion."""
+
+    anytime: Mapping[Aspect, float]
+    mark: Mapping[Aspect, float]
+
+
+_LATENCY_PARTS = _Parts(
+    anytime={Aspect.SHAPE: 0.61, Aspect.TAIL: 0.37, Aspect.MEAN: 0.02},
+    mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.65},
+)
+"""Latency goes wrong by its tail, too: a few requests that hang."""
+_OTHER_PARTS = _Parts(
+    anytime={Aspect.SHAPE: 0.84, Aspect.TAIL: 0.08, Aspect.MEAN: 0.08},
+    mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.1},
+)
+
+
+def _parts(metric: Metric) -> _Parts:
+    return _LATENCY_PARTS if metric.name == LATENCY else _OTHER_PARTS
+
+
+def margin_of(metric: Metric, aspect: Aspect) -> float:
+    """How many times worse an aspect of this metric may not be."""
+    assert metric.margin_ratio is not None
+    return max(metric.margin_ratio, metric.tail_ratio) if aspect is Aspect.P99 else metric.margin_ratio
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Values:
+    """The values of one arm in one bin: a histogram with worse to the right, and their sum."""
+
+    counts: Floats
+    n: int
+    total: float
+
+    @classmethod
+    def of(cls, metric: Metric, counts: Mapping[int, int], total: float) -> Self:
+        """From buckets as tallies have them."""
+        dense = np.zeros(BUCKETS)
+        if counts:
+            dense[np.fromiter(counts.keys(), np.intp, len(counts)) - LOWEST] = np.fromiter(
+                counts.values(), np.float64, len(counts)
+            )
+        worse_right = dense if metric.better is Better.LOWER else dense[::-1]
+        return cls(counts=worse_right, n=sum(counts.values()), total=total)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Law:
+    """The baseline's law, as its last minute showed it."""
+
+    counts: Floats
+    scores: Floats
+    """The normal score of each bucket."""
+    means: Floats
+    """Each bucket in units of the mean, capped."""
+    quantiles: Mapping[Aspect, int]
+    """The bucket of each quantile."""
+
+    @classmethod
+    def of(cls, past: Sequence[Floats], better: Better) -> Self | None:
+        """`None`: too few values."""
+        counts = np.sum(past, axis=0) if past else np.zeros(BUCKETS)
+        total = float(counts.sum())
+        if total < PAST_LEAST:
+            return None
+        log_x = (np.arange(BUCKETS) + LOWEST + 0.5) * STEP
+        if better is Better.HIGHER:
+            log_x = log_x[::-1]
+        highest = float(log_x[counts > 0].max())
+        x = np.exp(np.clip(log_x - highest, -600.0, 40.0))
+        cumulated = np.cumsum(counts)
+        places = np.searchsorted(cumulated, np.array(list(_QUANTILES.values())) * total)
+        return cls(
+            counts=counts,
+            scores=sequential.normal_scores(counts, step=STEP),
+            means=np.minimum(x / float(counts @ x / total), MEAN_CAP),
+            quantiles=dict(zip(_QUANTILES, map(int, places), strict=True)),
+        )
+
+    def shifts(self, at: Places, sizes: Floats) -> Floats:
+        """Logarithms of weights of buckets, for the whole law."""
+        return np.asarray(sizes[:, None] * self.scores[at], dtype=np.float64)
+
+    def tails(self, at: Places) -> Floats:
+        """The same for the tail."""
+        z = self.scores[at]
+        return np.stack([np.log1p(part * np.expm1(d * z - d * d / 2)) for part, d in _TAILS])
+
+    def bets(self, at: Places) -> Floats:
+        """The same for the mean."""
+        return np.log1p(_MEANS[:, None] * (self.means[at] - 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AmountSums:
+    """What is kept of an amount. All e-values are logarithms, by alternative."""
+
+    harm: Mapping[Aspect, Floats] = field(default_factory=dict)
+    safe: Mapping[Aspect, Floats] = field(default_factory=dict)
+    near: Floats = field(default_factory=lambda: np.zeros((sum(_NEAR_ROWS.values()), len(_SCALES))))
+    """Against every scale: (alternatives of all aspects, scales), for the confidence sequences."""
+    worst: Floats = field(default_factory=lambda: np.full((len(_NEAR_ASPECTS), len(_SCALES)), -np.inf))
+    """The highest e-value each scale ever had against it, by aspect."""
+    scores: Floats = field(default_factory=lambda: np.zeros(2))
+    """The candidate's scores, shape and tail, less what is expected of them."""
+    generating: Floats = field(default_factory=lambda: np.zeros((2, len(sequential.TILTS))))
+    """Their cumulant generating functions, over all choices of who is who."""
+    candidate: Floats = field(default_factory=lambda: np.zeros(BUCKETS))
+    baseline: Floats = field(default_factory=lambda: np.zeros(BUCKETS))
+    """Weighted as the candidate is, bin by bin, so that drift does not part the two."""
+    total: float = 0.0
+    total_baseline: float = 0.0
+    seen: int = 0
+    seen_baseline: int = 0
+    past: tuple[Floats, ...] = ()
+    law: Law | None = None
+    """Of `past`."""
+
+    def taught(self, metric: Metric, baseline: Values) -> Self:
+        """After a bin that is not judged."""
+        if not baseline.n:
+            return self
+        past = (*self.past, baseline.counts)[-PAST_BINS:]
+        return replace(self, past=past, law=Law.of(past, metric.better))
+
+    def added(self, metric: Metric, baseline: Values, candidate: Values) -> Self:
+        """After a bin."""
+        taught, law = self.taught(metric, baseline), self.law
+        n_b, n_c = baseline.n, candidate.n
+        if law is None or not (n_b and n_c):
+            return taught
+        b, c = baseline.counts, candidate.counts
+        harm, scores, generating = _against_harm(metric, law, b, c, n_c)
+        near = self.near + _near(law, b, c)
+        return replace(
+            taught,
+            harm=_plus(self.harm, harm),
+            safe=_plus(self.safe, _against_margins(metric, law, b, c, n_c)),
+            near=near,
+            worst=np.maximum(self.worst, _doubts(near)),
+            scores=self.scores + scores,
+            generating=self.generating + generating,
+            candidate=self.candidate + c,
+            baseline=self.baseline + b * (n_c / n_b),
+            total=self.total + candidate.total,
+            total_baseline=self.total_baseline + baseline.total * (n_c / n_b),
+            seen=self.seen + n_c,
+            seen_baseline=self.seen_baseline + n_b,
+        )
+
+    def harms(self, metric: Metric) -> tuple[Evidence, ...]:
+        """The e-values against "no worse", by aspect; those that decide have a part of 1."""
+        parts = _parts(metric).anytime
+        return tuple(
+            Evidence(aspect=aspect, part=parts.get(aspect, 0.0), value=self._log_harm(aspect))
+            for aspect in _ASPECTS
+        )
+
+    def tests(self, metric: Metric) -> tuple[Evidence, ...]:
+        """The p-values of "no worse", once and for all."""
+        return tuple(
+            Evidence(aspect=aspect, part=part, value=sequential.upper_tail(float(score), generating))
+            for (aspect, part), score, generating in zip(
+                _parts(metric).mark.items(), self.scores, self.generating, strict=True
+            )
+        )
+
+    def measured(self, metric: Metric, plan: Plan) -> tuple[Measured, ...]:
+        """All aspects: what was measured, and what is proved of it."""
+        doubts = _doubts(self.near)
+        return tuple(self._measured(metric, plan, aspect, doubts) for aspect in _ASPECTS)
+
+    def _measured(self, metric: Metric, plan: Plan, aspect: Aspect, doubts: Floats) -> Measured:
+        margin = margin_of(metric, aspect) if aspect in metric.proofs else None
+        if not self.seen:
+            return Measured(aspect=aspect, margin_ratio=margin)
+        baseline, candidate = (_estimate(self, metric, arm, aspect) for arm in Arm)
+        ratio, bounds = None, sequential.Bounds()
+        if aspect in _NEAR_ASPECTS:
+            at = _NEAR_ASPECTS.index(aspect)
+            ratio = sequential.peak(_SCALES, -doubts[at])
+            bounds = sequential.bounds(_SCALES, self.worst[at], -math.log1p(-plan.confidence))
+        elif baseline and candidate:
+            ratio = candidate / baseline if metric.better is Better.LOWER else baseline / candidate
+        return Measured(
+            aspect=aspect,
+            baseline=baseline,
+            candidate=candidate,
+            ratio=ratio,
+            bounds=bounds,
+            margin_ratio=margin,
+            log_e_safe=_log_mean(self.safe.get(aspect)),
+            needed=self._needed(metric, plan, aspect) if margin is not None else None,
+        )
+
+    def _log_harm(self, aspect: Aspect) -> float:
+        rows = self.harm.get(aspect)
+        return 0.0 if rows is None else sequential.log_mean_exp(rows, _PRIORS[aspect])
+
+    def _needed(self, metric: Metric, plan: Plan, aspect: Aspect) -> int | None:
+        """If the candidate is as the baseline."""
+        law, safe = self.law, self.safe.get(aspect)
+        if law is None or safe is None:
+            return None
+        f = law.counts / law.counts.sum()
+        moved = _moved(f, math.log(margin_of(metric, aspect)))
+        at = np.flatnonzero(f + moved)
+        if aspect in _QUANTILES:
+            rows = _SAFE_EXCESS[:, None] * (at >= law.quantiles[aspect])
+        else:
+            rows = -law.bets(at) if aspect is Aspect.MEAN else law.shifts(at, -_SAFE_SHIFTS)
+        share = self.seen / (self.seen + self.seen_baseline)
+        growth = rows @ moved[at] - np.log(np.exp(rows) @ ((1 - share) * f + share * moved)[at])
+        lacking = -math.log(plan.false_promotion) + math.log(len(rows)) - safe
+        return sequential.needed(lacking, growth)
+
+
+def _plus(sums: Mapping[Aspect, Floats], more: Mapping[Aspect, Floats]) -> dict[Aspect, Floats]:
+    return {aspect: sums[aspect] + rows if aspect in sums else rows for aspect, rows in more.items()}
+
+
+def _log_mean(rows: Floats | None) -> float:
+    return 0.0 if rows is None else sequential.log_mean_exp(rows, np.full(len(rows), 1 / len(rows)))
+
+
+def _against_harm(
+    metric: Metric, law: Law, b: Floats, c: Floats, n_c: int
+) -> tuple[dict[Aspect, Floats], Floats, Floats]:
+    """One bin: e-values against "no worse", the scores of the marks, and their generating functions."""
+    moved = _moved(c, math.log(metric.rollback_ratio))
+    pooled = b + moved
+    at = np.flatnonzero(pooled)
+    n, inside = pooled[at], moved[at]
+    shifts, tails, bets = law.shifts(at, _SHIFTS), law.tails(at), law.bets(at)
+    # Scores may be scaled by what both arms show together: that does not tell who is who.
+    scores = np.stack([law.scores[at], tails[0]])
+    scores = scores - (scores @ n / n.sum())[:, None]
+    spread = np.sqrt(scores**2 @ n / n.sum())
+    scores = np.divide(scores, spread[:, None], out=np.zeros_like(scores), where=spread[:, None] > 1e-9)
+    tilted = (scores[:, None, :] * sequential.TILTS[:, None]).reshape(-1, len(at))
+    rows = np.concatenate([shifts, tails, bets, tilted])
+    log_mean = sequential.log_mean_product(rows, n, n_c)
+    split = len(rows) - len(tilted)
+    log_e = rows[:split] @ inside - log_mean[:split]
+    return (
+        {
+            Aspect.SHAPE: log_e[: len(shifts)],
+            Aspect.TAIL: log_e[len(shifts) : -len(bets)],
+            Aspect.MEAN: log_e[-len(bets) :],
+            **{aspect: _excess(_EXCESS, b, moved, place + 1, n_c) for aspect, place in law.quantiles.items()},
+        },
+        scores @ inside,
+        log_mean[split:].reshape(2, -1),
+    )
+
+
+def _against_margins(metric: Metric, law: Law, b: Floats, c: Floats, n_c: int) -> dict[Aspect, Floats]:
+    """One bin: e-values against "worse by the margin or more"."""
+    found = {}
+    for aspect in metric.proofs:
+        margin = math.log(margin_of(metric, aspect))
+        if aspect in law.quantiles:
+            # Whole buckets, towards the smaller margin: what is proved of it holds of the larger.
+            shifted = _shift(c, math.floor(margin / STEP + 1e-9))
+            found[aspect] = _excess(_SAFE_EXCESS, b, shifted, law.quantiles[aspect], n_c)
+            continue
+        moved = _moved(c, margin)
+        pooled = b + moved
+        at = np.flatnonzero(pooled)
+        rows = -law.bets(at) if aspect is Aspect.MEAN else law.shifts(at, -_SAFE_SHIFTS)
+        found[aspect] = rows @ moved[at] - sequential.log_mean_product(rows, pooled[at], n_c)
+    return found
+
+
+def _excess(log_odds: Floats, b: Floats, c: Floats, at: int, n_c: int) -> Floats:
+    """One bin: e-values for the odds of lying in bucket `at` or beyond."""
+    in_c, in_b = round(float(c[at:].sum())), int(b[at:].sum())
+    total = n_c + int(b.sum())
+    return np.asarray(in_c * log_odds - sequential.log_mean_odds(log_odds, total, in_c + in_b, n_c))
+
+
+def _shift(counts: Floats, buckets: int) -> Floats:
+    """The histogram of the values divided by `GROWTH ** buckets`."""
+    if buckets == 0:
+        return counts
+    moved = np.zeros_like(counts)
+    moved[:-buckets] = counts[buckets:]
+    moved[0] += counts[:buckets].sum()
+    return moved
+
+
+def _moved(counts: Floats, log_ratio: float) -> Floats:
+    """The histogram of the values divided by a ratio of 1 or more: buckets that straddle two are split."""
+    whole, part = divmod(log_ratio / STEP, 1.0)
+    lower = _shift(counts, int(whole))
+    return lower if part < 1e-9 else (1 - part) * lower + part * _shift(lower, 1)
+
+
+def _near(law: Law, b: Floats, c: Floats) -> Floats:
+    """One bin: e-values against every scale, (alternatives of all aspects, scales).
+
+    The mean over all choices is bounded by the power of the mean weight (Maclaurin), which is cheap for all
+    scales at once, and errs on the wide side.
+    """
+    in_c, in_b = np.flatnonzero(c), np.flatnonzero(b)
+    low, high = max(int(in_c[0]) - _REACH - 1, 0), min(int(in_c[-1]) + _REACH + 2, BUCKETS)
+    left, right = min(low, int(in_b[0])), max(high, int(in_b[-1]) + 1)
+    padded = np.pad(c, _REACH + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, high - low)
+    # Column s holds the values divided by GROWTH ** (s - REACH).
+    moved = np.ascontiguousarray(windows[low + 1 : low + 2 * _REACH + 2].T)
+    at = slice(left, right)
+    buckets = np.arange(left, right)
+    one_sided = [law.shifts(at, _NEAR_SHIFTS)]
+    one_sided += [_NEAR_EXCESS[:, None] * (buckets > place) for place in law.quantiles.values()]
+    one_sided.append(law.bets(at))
+    log_w = np.concatenate([rows for each in one_sided for rows in (each, -each)])
+    w = np.exp(log_w)
+    inner = slice(low - left, high - left)
+    inside = _finer(log_w[:, inner] @ moved)
+    pooled = _finer(w[:, inner] @ moved) + (w @ b[at])[:, None]
+    n_c = float(c.sum())
+    return np.asarray(inside - n_c * np.log(pooled / (n_c + float(b.sum()))), dtype=np.float64)
+
+
+def _finer(rows: Floats) -> Floats:
+    """Between two whole buckets a histogram is split in proportion, and sums over it are linear in that."""
+    parts = np.arange(_FINE) / _FINE
+    between = rows[:, :-1, None] * (1 - parts) + rows[:, 1:, None] * parts
+    return np.concatenate([between.reshape(len(rows), -1), rows[:, -1:]], axis=1)
+
+
+def _doubts(near: Floats) -> Floats:
+    """The logarithm of the mean e-value against every scale, by aspect."""
+    ends = np.cumsum(list(_NEAR_ROWS.values()))[:-1]
+    starts = np.concatenate([[0], ends])
+    sizes = np.array(list(_NEAR_ROWS.values()))[:, None]
+    top = np.maximum.reduceat(near, starts, axis=0)
+    spread = np.exp(near - np.repeat(top, sizes[:, 0], axis=0))
+    return np.asarray(top + np.log(np.add.reduceat(spread, starts, axis=0) / sizes), dtype=np.float64)
+
+
+def _estimate(sums: AmountSums, metric: Metric, arm: Arm, aspect: Aspect) -> float:
+    """An aspect of one arm in the metric's own unit: the median for the shape, the worst 5 % for the tail."""
+    counts = sums.candidate if arm is Arm.CANDIDATE else sums.baseline
+    n = float(counts.sum())
+    if aspect is Aspect.MEAN:
+        return (sums.total if arm is Arm.CANDIDATE else sums.total_baseline) / n
+    cumulated = np.cumsum(counts)
+    is_lower = metric.better is Better.LOWER
+    if aspect is Aspect.TAIL:
+        beyond = np.clip(cumulated - 0.95 * n, 0, counts)
+        there = np.flatnonzero(beyond)
+        place = there if is_lower else BUCKETS - 1 - there
+        return float(beyond[there] @ np.exp((place + LOWEST + 0.5) * STEP) / beyond[there].sum())
+    rank = {**_QUANTILES, Aspect.SHAPE: 0.5}[aspect] * n
+    at = min(int(np.searchsorted(cumulated, rank)), BUCKETS - 1)
+    part = (rank - (cumulated[at] - counts[at])) / counts[at] if counts[at] else 0.5
+    place_of = at + part if is_lower else BUCKETS - at - part
+    return math.exp((float(place_of) + LOWEST) * STEP)
