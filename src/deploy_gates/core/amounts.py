@@ -54,6 +54,7 @@ _FINE = 4
 _REACH = 40
 _SCALES: Floats = np.arange(-_REACH * _FINE, _REACH * _FINE + 1, dtype=np.float64) * (STEP / _FINE)
 """Confidence sequences reach from 1.04^-40 to 1.04^40, in steps of a quarter of a bucket."""
+_RATIOS: Floats = np.concatenate([np.arange(1.01, 2.0, 0.01), np.arange(2.0, 10.1, 0.1)])
 _NEAR_ASPECTS = (Aspect.SHAPE, *_QUANTILES, Aspect.MEAN)
 _NEAR_ROWS = {Aspect.SHAPE: 10, Aspect.P50: 6, Aspect.P95: 6, Aspect.P99: 6, Aspect.MEAN: 6}
 _ASPECTS = (*_NEAR_ASPECTS[:-1], Aspect.TAIL, Aspect.MEAN)
@@ -140,6 +141,11 @@ class Law:
             means=np.minimum(x / float(counts @ x / total), MEAN_CAP),
             quantiles=dict(zip(_QUANTILES, map(int, places), strict=True)),
         )
+
+    def median(self, metric: Metric) -> float:
+        """In the metric's own unit."""
+        at = self.quantiles[Aspect.P50]
+        return math.exp(((at if metric.better is Better.LOWER else BUCKETS - 1 - at) + LOWEST + 0.5) * STEP)
 
     def shifts(self, at: Places, sizes: Floats) -> Floats:
         """Logarithms of weights of buckets, for the whole law."""
@@ -262,21 +268,37 @@ class AmountSums:
         return 0.0 if rows is None else sequential.log_mean_exp(rows, _PRIORS[aspect])
 
     def _needed(self, metric: Metric, plan: Plan, aspect: Aspect) -> int | None:
-        """If the candidate is as the baseline."""
-        law, safe = self.law, self.safe.get(aspect)
-        if law is None or safe is None:
+        if self.law is None or aspect not in self.safe:
             return None
-        f = law.counts / law.counts.sum()
-        moved = _moved(f, math.log(margin_of(metric, aspect)))
-        at = np.flatnonzero(f + moved)
-        if aspect in _QUANTILES:
-            rows = _SAFE_EXCESS[:, None] * (at >= law.quantiles[aspect])
-        else:
-            rows = -law.bets(at) if aspect is Aspect.MEAN else law.shifts(at, -_SAFE_SHIFTS)
         share = self.seen / (self.seen + self.seen_baseline)
-        growth = rows @ moved[at] - np.log(np.exp(rows) @ ((1 - share) * f + share * moved)[at])
-        lacking = -math.log(plan.false_promotion) + math.log(len(rows)) - safe
-        return sequential.needed(lacking, growth)
+        return proof_needed(metric, plan, self.law, aspect, share, self.safe[aspect])
+
+
+def proof_needed(
+    metric: Metric, plan: Plan, law: Law, aspect: Aspect, share: float, so_far: Floats | None = None
+) -> int | None:
+    """About so many more of the candidate prove an aspect, if the candidate is as the baseline."""
+    f = law.counts / law.counts.sum()
+    moved = _moved(f, math.log(margin_of(metric, aspect)))
+    at = np.flatnonzero(f + moved)
+    if aspect in _QUANTILES:
+        rows = _SAFE_EXCESS[:, None] * (at >= law.quantiles[aspect])
+    else:
+        rows = -law.bets(at) if aspect is Aspect.MEAN else law.shifts(at, -_SAFE_SHIFTS)
+    growth = rows @ moved[at] - np.log(np.exp(rows) @ ((1 - share) * f + share * moved)[at])
+    lacking = -math.log(plan.false_promotion) + math.log(len(rows)) - (0.0 if so_far is None else so_far)
+    return sequential.needed(np.broadcast_to(lacking, growth.shape), growth)
+
+
+def detectable(law: Law, n: float, share: float, deviations: float) -> float | None:
+    """The smallest ratio whose score exceeds its spread so many times, with `n` of the candidate."""
+    f = law.counts / law.counts.sum()
+    spread = math.sqrt(max(float(f @ law.scores**2) - float(f @ law.scores) ** 2, 0.0))
+    for ratio in _RATIOS:
+        d = float(f @ law.scores - _moved(f, math.log(ratio)) @ law.scores)
+        if d > 0 and d * math.sqrt(n * (1 - share)) >= deviations * spread:
+            return float(ratio)
+    return None
 
 
 def _plus(sums: Mapping[Aspect, Floats], more: Mapping[Aspect, Floats]) -> dict[Aspect, Floats]:

@@ -74,7 +74,7 @@ def _expit(x: Floats) -> Floats:
 
 
 def _expansion(p: Floats, n: Floats) -> tuple[Floats, Floats]:
-    """Variance of a sum of Bernoullis, and the density at its mean relative to a normal law's, to two terms."""
+    """Variance of a sum of Bernoullis; the density at its mean over a normal law's, to two terms."""
     q = p * (1 - p)
     odd = 1 - 2 * p
     k2 = q @ n

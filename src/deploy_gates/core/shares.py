@@ -67,7 +67,7 @@ class ShareSums:
         taught = self.taught(baseline)
         if not (n_b and n_c):
             return taught
-        margin = _margin(metric, self.past or taught.past)
+        margin = margin_of(metric, self.past or taught.past)
         base = math.log(metric.rollback_ratio)
         total, marked = n_b + n_c, bad_b + bad_c
         thetas = np.concatenate([_GRID, base + _HARM, [base], margin * _SAFE, [margin]])
@@ -124,17 +124,34 @@ class ShareSums:
 
     def _needed(self, plan: Plan) -> int | None:
         rate = (self.expected + 0.5) / (self.seen + 1)
-        thetas = self.margin * _SAFE
-        growth = rate * (thetas - self.margin) - (
-            np.log1p(rate * np.expm1(thetas)) - np.log1p(rate * math.expm1(self.margin))
-        )
         share = self.seen / (self.seen + self.seen_baseline)
-        lacking = -math.log(plan.false_promotion) - np.log(_SAFE_PRIOR) - self.safe
-        return sequential.needed(lacking, growth * (1 - share))
+        return proof_needed(plan, rate, self.margin, share, self.safe)
 
 
-def _margin(metric: Metric, past: Sequence[tuple[int, int]]) -> float:
-    """The logarithm of the odds ratio at the margin."""
+def proof_needed(
+    plan: Plan, rate: float, margin: float, share: float, so_far: Floats | None = None
+) -> int | None:
+    """About so many more of the candidate prove the margin, if it is as the baseline; `margin` is a logarithm."""
+    thetas = margin * _SAFE
+    growth = rate * (thetas - margin) - (
+        np.log1p(rate * np.expm1(thetas)) - np.log1p(rate * math.expm1(margin))
+    )
+    lacking = -math.log(plan.false_promotion) - np.log(_SAFE_PRIOR)
+    return sequential.needed(lacking - (0.0 if so_far is None else so_far), growth * (1 - share))
+
+
+def detectable(rate: float, n: float, share: float, deviations: float) -> float | None:
+    """The smallest odds ratio that exceeds its spread so many times, with `n` of the candidate."""
+    for ratio in np.exp(np.arange(1, 121) * 0.05):
+        worse = rate * ratio / (1 - rate + rate * ratio)
+        mean = (1 - share) * rate + share * worse
+        if (worse - rate) * math.sqrt(n * (1 - share)) >= deviations * math.sqrt(mean * (1 - mean)):
+            return float(ratio)
+    return None
+
+
+def margin_of(metric: Metric, past: Sequence[tuple[int, int]]) -> float:
+    """The logarithm of the odds ratio that is refused, at the baseline's rate in `past`: (bad, all)."""
     if metric.margin_ratio is not None:
         return math.log(metric.margin_ratio)
     assert metric.margin_pt is not None

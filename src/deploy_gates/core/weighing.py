@@ -71,7 +71,7 @@ class Sums:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Half:
+class Half:
     """One arm of one stratum."""
 
     n: int = 0
@@ -83,7 +83,7 @@ class _Half:
     metrics: Mapping[str, Histogram] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tallies: Sequence[Tally]) -> _Half:
+    def of(cls, tallies: Sequence[Tally]) -> Half:
         metrics: dict[str, Histogram] = {}
         for tally in tallies:
             for name, histogram in tally.metrics.items():
@@ -128,8 +128,8 @@ class _Stratum:
 
     start_ms: int
     revision: int
-    baseline: _Half
-    candidate: _Half
+    baseline: Half
+    candidate: Half
 
 
 def weigh(plan: Plan, tallies: Iterable[Tally], before: Decision | None = None, *, at_ms: int) -> Decision:
@@ -171,8 +171,8 @@ def _strata(tallies: Iterable[Tally]) -> list[_Stratum]:
             _Stratum(
                 start_ms=start,
                 revision=revision,
-                baseline=_Half.of(baseline),
-                candidate=_Half.of(candidate),
+                baseline=Half.of(baseline),
+                candidate=Half.of(candidate),
             )
         )
     return strata
@@ -324,7 +324,7 @@ def _extensions(plan: Plan) -> int:
     return plan.extensions if plan.on_inconclusive is Inconclusive.EXTEND else 0
 
 
-def _mark_rate(plan: Plan, mark: int) -> float:
+def mark_rate(plan: Plan, mark: int) -> float:
     """The part of the false-rollback rate that is spent at the mark of this number, from 0."""
     parts = [MARK_DECAY**each for each in range(_extensions(plan) + 1)]
     return plan.false_rollback * (1 - ANYTIME_PART) * parts[mark] / sum(parts)
@@ -366,7 +366,7 @@ def _failed(plan: Plan, sums: Sums, weights: Mapping[str, float], mark: int) -> 
         for metric in plan.judged
         for each in sums.metrics[metric.name].tests(metric)
     ]
-    rate = _mark_rate(plan, mark) / sum(part for part, _, _ in tests)
+    rate = mark_rate(plan, mark) / sum(part for part, _, _ in tests)
     return tuple(name for _, name in sorted((p / part, name) for part, p, name in tests if p <= rate * part))
 
 
