@@ -285,7 +285,7 @@ def proof_needed(
         rows = _SAFE_EXCESS[:, None] * (at >= law.quantiles[aspect])
     else:
         rows = -law.bets(at) if aspect is Aspect.MEAN else law.shifts(at, -_SAFE_SHIFTS)
-    growth = rows @ moved[at] - np.log(np.exp(rows) @ ((1 - share) * f + share * moved)[at])
+    growth = rows @ moved[at] - sequential.log_mean_each(rows, ((1 - share) * f + share * moved)[at], share)
     lacking = -math.log(plan.false_promotion) + math.log(len(rows)) - (0.0 if so_far is None else so_far)
     return sequential.needed(np.broadcast_to(lacking, growth.shape), growth)
 

@@ -69,8 +69,9 @@ class Foresight:
 
 
 def foresee(plan: Plan, baseline: Sequence[Tally], *, rate_rps: float, share: float) -> Foresight:
-    """What `plan` will see at so many requests (users, where they are the unit) a second, of which `share` go to
-    the candidate, if the traffic is as that of `baseline` was. Tallies of candidates are ignored.
+    """What `plan` will see at so many requests a second, of which `share` go to the candidate.
+
+    Where users are the unit, that is users a second. The traffic is taken to be as that of `baseline` was.
     """
     half = Half.of([each for each in baseline if each.arm is Arm.BASELINE])
     found, missing = [], []

@@ -69,6 +69,12 @@ def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
     )
 
 
+def log_mean_each(log_w: Floats, law: Floats, share: float) -> Floats:
+    """`log_mean_product` of very many values of this law, for each one chosen, if `share` of them is."""
+    many = 1e9
+    return log_mean_product(log_w, law / law.sum() * many, share * many) / (share * many)
+
+
 def _expit(x: Floats) -> Floats:
     return np.asarray(1.0 / (1.0 + np.exp(-x)))
 

@@ -131,13 +131,13 @@ class ShareSums:
 def proof_needed(
     plan: Plan, rate: float, margin: float, share: float, so_far: Floats | None = None
 ) -> int | None:
-    """About so many more of the candidate prove the margin, if it is as the baseline; `margin` is a logarithm."""
-    thetas = margin * _SAFE
-    growth = rate * (thetas - margin) - (
-        np.log1p(rate * np.expm1(thetas)) - np.log1p(rate * math.expm1(margin))
-    )
+    """About so many more of the candidate prove the margin (a logarithm), if it is as the baseline."""
+    thetas = np.append(margin * _SAFE, margin)
+    rows = np.stack([np.zeros_like(thetas), thetas], axis=1)
+    log_l = rate * thetas - sequential.log_mean_each(rows, np.array([1 - rate, rate]), share)
+    growth = log_l[:-1] - log_l[-1]
     lacking = -math.log(plan.false_promotion) - np.log(_SAFE_PRIOR)
-    return sequential.needed(lacking - (0.0 if so_far is None else so_far), growth * (1 - share))
+    return sequential.needed(lacking - (0.0 if so_far is None else so_far), growth)
 
 
 def detectable(rate: float, n: float, share: float, deviations: float) -> float | None:
