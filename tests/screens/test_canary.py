@@ -11,7 +11,8 @@ from pathlib import Path
 import canaries
 import pytest
 
-from deploy_gates.core.canary import Action, Better, Decision, Kind, Metric, Plan, Word
+from deploy_gates.core.canary import Action, Aspect, Better, Decision, Kind, Metric, Plan, Word
+from deploy_gates.core.planning import Foresight, Sight
 from deploy_gates.report import canary
 from deploy_gates.report.record import Terminal
 from deploy_gates.report.text import width
@@ -180,3 +181,73 @@ def test_a_margin_in_points_is_told_in_points_and_the_way_the_metric_moves() -> 
     [row] = [line for line in lines if "accepted" in line]
     assert "−2.0 pt" in row
     assert canaries.ACCEPTED.better is Better.HIGHER
+
+
+def foreseen(**fields: object) -> Foresight:
+    """A plan that sees too little of some metrics."""
+    made: dict[str, object] = {
+        "rate_rps": 20.0,
+        "share": 0.05,
+        "mark_s": 300.0,
+        "sights": (
+            a_sight("errors", Aspect.RATE, 0.0101, 2.0, 3.6, 1_234),
+            a_sight("valid output", Aspect.RATE, 0.0062, 3.0, None, 678, got=270),
+            a_sight("latency", Aspect.P95, 0.806, 1.22, 1.24, None, got=270),
+            a_sight("cost", Aspect.SHAPE, 0.000592, 1.22, 1.13, 58, got=270),
+            a_sight("tokens", Aspect.SHAPE, 412.0, 1.5, 1.06, 92, got=270, dry_run=True),
+        ),
+        "missing": ("accepted",),
+        "share_enough": 0.5,
+        "mark_enough_s": 1_190.0,
+    }
+    return Foresight(**(made | fields))  # type: ignore[arg-type]
+
+
+def a_sight(
+    metric: str,
+    aspect: Aspect,
+    baseline: float,
+    margin: float,
+    detectable: float | None,
+    needed: int | None,
+    *,
+    got: int = 300,
+    dry_run: bool = False,
+) -> Sight:
+    return Sight(
+        metric=metric,
+        aspect=aspect,
+        kind=Kind.SHARE if aspect is Aspect.RATE else Kind.AMOUNT,
+        baseline=baseline,
+        margin_ratio=margin,
+        detectable_ratio=detectable,
+        needed=needed,
+        got=got,
+        needed_s=None,
+        dry_run=dry_run,
+    )
+
+
+def test_what_a_plan_can_see_is_the_text_in_its_file() -> None:
+    lines = canary.sight(foreseen(), canaries.PLAN, Terminal())
+
+    assert "\n".join(lines) + "\n" == (HERE / "canary-sight.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+def test_what_a_plan_can_see_fits(unicode: bool) -> None:
+    short, enough = foreseen(), foreseen(sights=foreseen().sights[3:], missing=())
+
+    for columns in range(80, 141, 4):
+        for each in (short, enough):
+            lines = canary.sight(each, canaries.PLAN, Terminal(width=columns, unicode=unicode))
+            assert [line for line in lines if width(line) > columns] == []
+            assert unicode or all(line.isascii() for line in lines)
+
+
+def test_a_plan_that_sees_all_its_margins_says_so_and_asks_for_nothing() -> None:
+    lines = canary.sight(foreseen(sights=foreseen().sights[3:], missing=()), canaries.PLAN, Terminal())
+
+    said = "\n".join(lines)
+    assert "ENOUGH" in said
+    assert "would help" not in said

@@ -9,12 +9,16 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from deploy_gates.core.canary import Action, Aspect, Decision, Reading, Word
+from deploy_gates.core.canary import Action, Aspect, Better, Decision, Kind, Plan, Reading, Word
 from deploy_gates.report import quantities
 from deploy_gates.report.quantities import clock, figures, odds, span, title
 from deploy_gates.report.record import Terminal
 from deploy_gates.report.text import clip, counted, listed, pad, pad_left, width, wrap
+
+if TYPE_CHECKING:
+    from deploy_gates.core.planning import Foresight, Sight
 
 NAME_MAX = 20
 """Columns of a metric's name; longer ones are clipped."""
@@ -36,6 +40,7 @@ _VERDICTS = {
     Action.HOLD: ("HOLD", _YELLOW),
 }
 _ASCII = str.maketrans("╎├┤─●◂▸┼┊", ":[]-o<>+.")
+_SIGHT_HEADS = ("", "baseline", "margin", "harm it sees", "takes", "gets", "word")
 _WORD_WIDTH = len("(undecided)")
 _HEADS = ("", "baseline", "candidate", "change", "at any time", "margin", "evidence", "word")
 _DISPENSABLE = (6, 5, 3)
@@ -76,6 +81,30 @@ def table(decision: Decision, terminal: Terminal) -> list[str]:
         said = _line(row[:-1], columns[:-1], terminal)
         lines.append(f"  {said}{terminal.ink(terminal.said(row[-1]), _COLORS[reading.word])}")
     return [*lines, *_footnote(decision.readings, terminal), ""]
+
+
+def sight(foresight: Foresight, plan: Plan, terminal: Terminal) -> list[str]:
+    """What a plan can see before it starts, metric by metric, and what would help where it is too little."""
+    share, mark = f"{foresight.share * 100:g} %", span(foresight.mark_s)
+    rate = f"{foresight.rate_rps:,g} {plan.unit.value}s a second"
+    said = f"{rate}, {share} of them to the candidate, {mark}"
+    lines = ["", *("  " + each for each in wrap(terminal.said(said), terminal.width - 2)), ""]
+    cells = [_SIGHT_HEADS, *(_foreseen(each, plan) for each in foresight.sights)]
+    columns = _columns(cells, terminal)
+    lines.append("  " + terminal.ink(_line(cells[0], columns, terminal).rstrip(), _DIM))
+    for each, row in zip(foresight.sights, cells[1:], strict=True):
+        color = _DIM if each.dry_run else _GREEN if each.is_enough else _YELLOW
+        front = _line(row[:-1], columns[:-1], terminal)
+        lines.append(f"  {front}{terminal.ink(terminal.said(row[-1]), color)}")
+    lines += _footnote(foresight.sights, terminal)
+    lines.append("")
+    word, color = ("ENOUGH", _GREEN) if foresight.is_enough else ("TOO FEW", _YELLOW)
+    indent = 4 + len(word)
+    told = [
+        each for text in _outlook(foresight) for each in wrap(terminal.said(text), terminal.width - indent)
+    ]
+    lines.append(f"  {terminal.ink(word, color)}  {told[0]}")
+    return [*lines, *(" " * indent + each for each in told[1:]), ""]
 
 
 def shown(decision: Decision, *, verbose: bool = False) -> list[Reading]:
@@ -252,7 +281,7 @@ def _word(reading: Reading) -> str:
     return f"({reading.word})" if reading.dry_run else reading.word.value
 
 
-def _footnote(rows: Sequence[Reading], terminal: Terminal) -> Iterator[str]:
+def _footnote(rows: Sequence[Reading] | Sequence[Sight], terminal: Terminal) -> Iterator[str]:
     if any(each.dry_run for each in rows):
         yield "    " + terminal.ink(terminal.said("(word): a dry run, shown and not judged"), _DIM)
 
@@ -400,6 +429,71 @@ def _line(cells: Sequence[str], columns: Sequence[int], terminal: Terminal) -> s
     said = ""
     for at, (cell, room) in enumerate(zip(cells, columns, strict=True)):
         text = clip(terminal.said(cell), room - 2, ellipsis=ellipsis)
-        is_left = at == 0 or cell == _HEADS[-1]
+        is_left = at == 0 or cell in (_HEADS[-1], _SIGHT_HEADS[-1])
         said += pad(text, room) if is_left else pad_left(text, room - 2) + "  "
     return said
+
+
+# --- Before it starts ---------------------------------------------------------------------------
+
+
+def _foreseen(found: Sight, plan: Plan) -> tuple[str, ...]:
+    """Margin, the least harm that is seen, and how many of the candidate it takes and gets."""
+    reading = _as_reading(found, plan)
+    baseline = figures(reading).baseline
+    seen = "–" if found.detectable_ratio is None else quantities.change_words(reading, found.detectable_ratio)
+    word = "enough" if found.is_enough else "too few"
+    return (
+        title(reading),
+        f"median {baseline}" if found.kind is Kind.AMOUNT else baseline,
+        quantities.change_words(reading, found.margin_ratio),
+        seen,
+        "–" if found.needed is None else _rounded(found.needed),
+        f"{found.got:,}",
+        f"({word})" if found.dry_run else word,
+    )
+
+
+def _as_reading(found: Sight, plan: Plan) -> Reading:
+    """A reading of the baseline alone: a share is planned as how often it is bad."""
+    better = next((each.better for each in plan.metrics if each.name == found.metric), Better.LOWER)
+    is_turned = found.kind is Kind.SHARE and better is Better.HIGHER
+    return Reading(
+        metric=found.metric,
+        aspect=found.aspect,
+        kind=found.kind,
+        better=better,
+        baseline=1 - found.baseline if is_turned else found.baseline,
+        candidate=None,
+        ratio=None,
+        low=None,
+        high=None,
+        margin_ratio=found.margin_ratio,
+        log_e_harm=0.0,
+        log_e_safe=0.0,
+        word=Word.UNDECIDED,
+        seen_baseline=0,
+        seen_candidate=0,
+        needed=found.needed,
+        dry_run=found.dry_run,
+    )
+
+
+def _outlook(foresight: Foresight) -> Iterator[str]:
+    mark = span(foresight.mark_s)
+    if foresight.is_enough:
+        yield f"within {mark}, a candidate that is no worse can be proved to be"
+        return
+    yield from (f"the baseline has no {each} to go by" for each in foresight.missing)
+    short = [each for each in foresight.sights if not each.dry_run and not each.is_enough]
+    if short:
+        names = listed(dict.fromkeys(each.metric for each in short))
+        yield f"{mark} can prove nothing of {names}: such a canary would end undecided"
+    helps = []
+    if foresight.share_enough is not None:
+        helps.append(f"{foresight.share_enough * 100:g} % of the traffic")
+    if foresight.mark_enough_s is not None:
+        helps.append(f"a mark at {span(math.ceil(foresight.mark_enough_s / 60) * 60)}")
+    if short:
+        helps += ["a wider margin", "a paired replay of recorded prompts"]
+        yield f"what would help: {listed(helps, 'or')}"
