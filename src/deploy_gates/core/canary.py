@@ -117,6 +117,13 @@ DEFAULT_METRICS = (
 )
 
 
+def declared_metric(name: str, kind: Kind) -> Metric:
+    """A further metric, as it is judged unless its team says otherwise."""
+    if kind is Kind.SHARE:
+        return Metric(name=name, kind=kind, margin_ratio=1.5, warm_up=False)
+    return Metric(name=name, kind=kind, margin_ratio=1.22, proofs=(Aspect.SHAPE,))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What is declared before a canary starts. What it is judged by does not change once it has begun."""
