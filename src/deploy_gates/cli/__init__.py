@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from deploy_gates import __version__
-from deploy_gates.cli import record, repository
+from deploy_gates.cli import canary, record, repository
 from deploy_gates.cli.frame import DONE, REFUSED, UNAVAILABLE, USAGE, print_json
 from deploy_gates.core.errors import DeployGatesError, EnvelopeError, Refused, StoreError
 
@@ -54,4 +54,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     repository.add(commands)
     record.add(commands)
+    canary.add(commands)
     return parser
