@@ -85,7 +85,7 @@ def test_the_law_of_marked_ones_is_that_of_the_noncentral_hypergeometric() -> No
 @pytest.mark.parametrize("shape", [0.4, 2.0])
 def test_the_tail_of_a_sum_is_that_of_its_law(shape: float) -> None:
     """Gamma laws: their sums are known, and skewed."""
-    n, deviation = 60, math.sqrt(shape)
+    n, deviation = 400, math.sqrt(shape)
     tilts = sequential.TILTS / deviation
     usable = tilts < 0.9
     generating = np.where(

@@ -1,6 +1,6 @@
 """An amount of both arms, such as latency: is the candidate's law worse, in its whole or in its tail?
 
-Values live in buckets of 4 %. Weights of buckets come from the baseline's last minute alone: tilts of its
+Values live in buckets of 4 %. Weights of buckets come from the baseline's last minutes alone: tilts of its
 normal scores for the whole law (near optimal for a lognormal one), contaminations for the tail, bets on the
 mean. The labels within a bin are then compared as `sequential` says. A margin divides the candidate's
 values first.
@@ -9,7 +9,7 @@ values first.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeAlias
 
@@ -23,8 +23,8 @@ from deploy_gates.core.tally import GROWTH, HIGHEST, LOWEST, Arm
 
 BUCKETS = HIGHEST - LOWEST + 1
 STEP = math.log(GROWTH)
-PAST_BINS = 12
-"""Weights are made of the baseline's last minute."""
+PAST_BINS = 36
+"""Weights are made of the baseline's last three minutes."""
 PAST_LEAST = 40
 """Fewer values of the baseline than this say nothing of its law."""
 MEAN_CAP = 40.0
@@ -70,7 +70,7 @@ class _Parts:
 
 _LATENCY_PARTS = _Parts(
     anytime={Aspect.SHAPE: 0.61, Aspect.TAIL: 0.37, Aspect.MEAN: 0.02},
-    mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.65},
+    mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.75},
 )
 """Latency goes wrong by its tail, too: a few requests that hang."""
 _OTHER_PARTS = _Parts(
@@ -111,7 +111,7 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Law:
-    """The baseline's law, as its last minute showed it."""
+    """The baseline's law, as its last minutes showed it."""
 
     counts: Floats
     scores: Floats
@@ -120,11 +120,12 @@ class Law:
     """Each bucket in units of the mean, capped."""
     quantiles: Mapping[Aspect, int]
     """The bucket of each quantile."""
+    spreads: Floats
+    """The standard deviations of the two scores of the mark, shape and tail."""
 
     @classmethod
-    def of(cls, past: Sequence[Floats], better: Better) -> Self | None:
+    def of(cls, counts: Floats, better: Better) -> Self | None:
         """`None`: too few values."""
-        counts = np.sum(past, axis=0) if past else np.zeros(BUCKETS)
         total = float(counts.sum())
         if total < PAST_LEAST:
             return None
@@ -135,9 +136,13 @@ class Law:
         x = np.exp(np.clip(log_x - highest, -600.0, 40.0))
         cumulated = np.cumsum(counts)
         places = np.searchsorted(cumulated, np.array(list(_QUANTILES.values())) * total)
+        z = sequential.normal_scores(counts, step=STEP)
+        marks = np.stack([z, _tail(z, *_TAILS[0])])
+        variances = marks**2 @ counts / total - (marks @ counts / total) ** 2
         return cls(
             counts=counts,
-            scores=sequential.normal_scores(counts, step=STEP),
+            scores=z,
+            spreads=np.sqrt(np.maximum(variances, 1e-6)),
             means=np.minimum(x / float(counts @ x / total), MEAN_CAP),
             quantiles=dict(zip(_QUANTILES, map(int, places), strict=True)),
         )
@@ -153,12 +158,16 @@ class Law:
 
     def tails(self, at: Places) -> Floats:
         """The same for the tail."""
-        z = self.scores[at]
-        return np.stack([np.log1p(part * np.expm1(d * z - d * d / 2)) for part, d in _TAILS])
+        return np.stack([_tail(self.scores[at], part, distance) for part, distance in _TAILS])
 
     def bets(self, at: Places) -> Floats:
         """The same for the mean."""
         return np.log1p(_MEANS[:, None] * (self.means[at] - 1))
+
+
+def _tail(z: Floats, part: float, distance: float) -> Floats:
+    """The log-likelihood ratio of a normal law of which a part lies so far away."""
+    return np.asarray(np.log1p(part * np.expm1(distance * z - distance**2 / 2)), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +176,8 @@ class AmountSums:
 
     harm: Mapping[Aspect, Floats] = field(default_factory=dict)
     safe: Mapping[Aspect, Floats] = field(default_factory=dict)
+    proved: Mapping[Aspect, float] = field(default_factory=dict)
+    """The highest e-value there ever was against "worse by the margin", by aspect."""
     near: Floats = field(default_factory=lambda: np.zeros((sum(_NEAR_ROWS.values()), len(_SCALES))))
     """Against every scale: (alternatives of all aspects, scales), for the confidence sequences."""
     worst: Floats = field(default_factory=lambda: np.full((len(_NEAR_ASPECTS), len(_SCALES)), -np.inf))
@@ -183,15 +194,25 @@ class AmountSums:
     seen: int = 0
     seen_baseline: int = 0
     past: tuple[Floats, ...] = ()
+    """The baseline's last bins."""
+    past_counts: Floats = field(default_factory=lambda: np.zeros(BUCKETS))
+    """Their sum."""
     law: Law | None = None
-    """Of `past`."""
+    """The law of that."""
 
     def taught(self, metric: Metric, baseline: Values) -> Self:
         """After a bin that is not judged."""
         if not baseline.n:
             return self
-        past = (*self.past, baseline.counts)[-PAST_BINS:]
-        return replace(self, past=past, law=Law.of(past, metric.better))
+        counts = self.past_counts + baseline.counts
+        if len(self.past) == PAST_BINS:
+            counts = counts - self.past[0]
+        return replace(
+            self,
+            past=(*self.past, baseline.counts)[-PAST_BINS:],
+            past_counts=counts,
+            law=Law.of(counts, metric.better),
+        )
 
     def added(self, metric: Metric, baseline: Values, candidate: Values) -> Self:
         """After a bin."""
@@ -201,11 +222,13 @@ class AmountSums:
             return taught
         b, c = baseline.counts, candidate.counts
         harm, scores, generating = _against_harm(metric, law, b, c, n_c)
+        safe = _plus(self.safe, _against_margins(metric, law, b, c, n_c))
         near = self.near + _near(law, b, c)
         return replace(
             taught,
             harm=_plus(self.harm, harm),
-            safe=_plus(self.safe, _against_margins(metric, law, b, c, n_c)),
+            safe=safe,
+            proved={each: max(self.proved.get(each, 0.0), _log_mean(rows)) for each, rows in safe.items()},
             near=near,
             worst=np.maximum(self.worst, _doubts(near)),
             scores=self.scores + scores,
@@ -259,7 +282,7 @@ class AmountSums:
             ratio=ratio,
             bounds=bounds,
             margin_ratio=margin,
-            log_e_safe=_log_mean(self.safe.get(aspect)),
+            log_e_safe=self.proved.get(aspect, 0.0),
             needed=self._needed(metric, plan, aspect) if margin is not None else None,
         )
 
@@ -305,8 +328,8 @@ def _plus(sums: Mapping[Aspect, Floats], more: Mapping[Aspect, Floats]) -> dict[
     return {aspect: sums[aspect] + rows if aspect in sums else rows for aspect, rows in more.items()}
 
 
-def _log_mean(rows: Floats | None) -> float:
-    return 0.0 if rows is None else sequential.log_mean_exp(rows, np.full(len(rows), 1 / len(rows)))
+def _log_mean(rows: Floats) -> float:
+    return sequential.log_mean_exp(rows, np.full(len(rows), 1 / len(rows)))
 
 
 def _against_harm(
@@ -318,11 +341,8 @@ def _against_harm(
     at = np.flatnonzero(pooled)
     n, inside = pooled[at], moved[at]
     shifts, tails, bets = law.shifts(at, _SHIFTS), law.tails(at), law.bets(at)
-    # Scores may be scaled by what both arms show together: that does not tell who is who.
-    scores = np.stack([law.scores[at], tails[0]])
+    scores = np.stack([law.scores[at], tails[0]]) / law.spreads[:, None]
     scores = scores - (scores @ n / n.sum())[:, None]
-    spread = np.sqrt(scores**2 @ n / n.sum())
-    scores = np.divide(scores, spread[:, None], out=np.zeros_like(scores), where=spread[:, None] > 1e-9)
     tilted = (scores[:, None, :] * sequential.TILTS[:, None]).reshape(-1, len(at))
     rows = np.concatenate([shifts, tails, bets, tilted])
     log_mean = sequential.log_mean_product(rows, n, n_c)

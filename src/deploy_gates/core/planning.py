@@ -128,7 +128,7 @@ def _sight(plan: Plan, metric: Metric, half: Half, rate_rps: float, share: float
         margins = {Aspect.RATE: math.exp(margin)}
         seen, baseline = shares.detectable(rate, got, share, deviations), rate
     else:
-        law = Law.of([half.amount(metric).counts], metric.better)
+        law = Law.of(half.amount(metric).counts, metric.better)
         if law is None:
             return None
         needs = {each: amounts.proof_needed(metric, plan, law, each, share) for each in metric.proofs}

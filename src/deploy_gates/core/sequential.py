@@ -135,7 +135,7 @@ def _hypergeometric(total: int, marked: int, k: int, low: int, high: int) -> tup
     return j, constant - gammaln(counts + 1).sum(axis=0)
 
 
-TILTS = 0.004 * 1.75 ** np.arange(11)
+TILTS: Floats = 0.004 * 1.5 ** np.arange(15, dtype=np.float64)
 """Where the cumulant generating function of a sum of scores is kept, in 1 / deviation of one score."""
 
 
@@ -150,8 +150,8 @@ def upper_tail(x: float, generating: Floats) -> float:
 
     if not generating.any():
         return 1.0
-    # The function over the square of its argument is flat near 0, and smooth in the logarithm.
-    spline = CubicSpline(np.log(TILTS), generating / TILTS**2)
+    # Over the square of its argument, the function is flat near 0; in logarithms it bends slowly everywhere.
+    spline = CubicSpline(np.log(TILTS), np.log(np.maximum(generating, 1e-300) / TILTS**2))
     spread = math.sqrt(2 * float(generating[0]) / float(TILTS[0]) ** 2)
     plain = float(ndtr(-x / spread))
     if x < spread:
@@ -159,12 +159,13 @@ def upper_tail(x: float, generating: Floats) -> float:
     low, high = float(np.log(TILTS[0])), float(np.log(TILTS[-1]))
     for _ in range(50):
         middle = (low + high) / 2
-        slope = math.exp(middle) * float(2 * spline(middle) + spline(middle, 1))
+        slope = math.exp(middle + float(spline(middle))) * (2 + float(spline(middle, 1)))
         low, high = (middle, high) if slope < x else (low, middle)
     at = (low + high) / 2
-    tilt, height = math.exp(at), float(spline(at))
+    tilt, height = math.exp(at), math.exp(float(spline(at)))
+    rise, bow = float(spline(at, 1)), float(spline(at, 2))
     exponent = tilt * x - tilt**2 * height
-    bend = 2 * height + 3 * float(spline(at, 1)) + float(spline(at, 2))
+    bend = height * (2 + 3 * rise + rise**2 + bow)
     if exponent <= 0 or bend <= 0:
         return plain
     r, u = math.sqrt(2 * exponent), tilt * math.sqrt(bend)

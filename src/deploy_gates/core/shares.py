@@ -44,6 +44,8 @@ class ShareSums:
     """The highest e-value each odds ratio ever had against it, as a logarithm."""
     harm: Floats = field(default_factory=lambda: np.zeros(len(_HARM)))
     safe: Floats = field(default_factory=lambda: np.zeros(len(_SAFE)))
+    proved: float = 0.0
+    """The highest e-value there ever was against "worse by the margin", as a logarithm."""
     law: Floats = field(default_factory=lambda: np.ones(1))
     """The law, if the candidate is no worse, of how many bad ones it has, from `law_low` on."""
     law_low: int = 0
@@ -74,13 +76,15 @@ class ShareSums:
         log_l = bad_c * thetas - sequential.log_mean_odds(thetas, total, marked, n_c)
         harm_end = len(_GRID) + len(_HARM)
         grid = self.grid + log_l[: len(_GRID)]
+        safe = self.safe + log_l[harm_end + 1 : -1] - log_l[-1]
         low, law = sequential.hypergeometric(total, marked, n_c, log_theta=base)
         return replace(
             taught,
             grid=grid,
             worst=np.maximum(self.worst, _doubt(grid)),
             harm=self.harm + log_l[len(_GRID) : harm_end] - log_l[harm_end],
-            safe=self.safe + log_l[harm_end + 1 : -1] - log_l[-1],
+            safe=safe,
+            proved=max(self.proved, sequential.log_mean_exp(safe, _SAFE_PRIOR)),
             law=np.convolve(self.law, law),
             law_low=self.law_low + low,
             bad=self.bad + bad_c,
@@ -117,7 +121,7 @@ class ShareSums:
                 ratio=sequential.peak(_GRID, self.grid) if has_bad else None,
                 bounds=bounds if has_bad else Bounds(),
                 margin_ratio=math.exp(self.margin),
-                log_e_safe=sequential.log_mean_exp(self.safe, _SAFE_PRIOR),
+                log_e_safe=self.proved,
                 needed=self._needed(plan),
             ),
         )

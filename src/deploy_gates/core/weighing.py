@@ -42,7 +42,7 @@ from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
 
 ANYTIME_PART = 0.5
 """So much of the false-rollback rate is spent on looking at any time, the rest on the marks."""
-MARK_DECAY = 0.16
+MARK_DECAY = 0.1
 """Each further mark gets this part of what the one before got."""
 SUSPICION = math.log(10)
 """While a metric has this much evidence of harm, nothing is promoted."""
@@ -246,9 +246,7 @@ def _decision(plan: Plan, sums: Sums, arms: Arms, at_ms: int, started_ms: int | 
     readings = tuple(
         reading
         for metric in plan.metrics
-        for reading in _readings(
-            plan, metric, sums.metrics[metric.name], weights.get(metric.name, 0.0), failed
-        )
+        for reading in _readings(plan, metric, sums.metrics[metric.name], weights[metric.name], failed)
     )
     marks += is_mark
     draft = Decision(
@@ -316,8 +314,9 @@ def _odds(log_e: float) -> str:
 
 
 def _weights(plan: Plan) -> dict[str, float]:
+    """The part of each metric; a dry run is shown as if it were judged as well."""
     whole = sum(each.weight for each in plan.judged)
-    return {each.name: each.weight / whole for each in plan.judged}
+    return {each.name: each.weight / (whole + each.weight * each.dry_run) for each in plan.metrics}
 
 
 def _extensions(plan: Plan) -> int:
@@ -466,5 +465,5 @@ def _word(
         return Word.HARMFUL
     if margin is not None:
         return Word.SAFE if measured.log_e_safe >= -math.log(plan.false_promotion) else Word.UNDECIDED
-    allowed = amounts.margin_of(metric, measured.aspect)
+    allowed = amounts.margin_of(metric, measured.aspect) if metric.margin_ratio else 0.0
     return Word.SAFE if high is not None and high <= allowed else Word.UNDECIDED
