@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
-from deploy_gates.cli.record import _terminal
+from deploy_gates.cli.record import _store, _stored, _terminal
 from deploy_gates.core.canonical import Json
+from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import SettingsError, WorkspaceError
 
 if TYPE_CHECKING:
+    from deploy_gates.canary.watching import Source
     from deploy_gates.core.canary import Decision, Metric, Plan
     from deploy_gates.core.tally import Tally
     from deploy_gates.report.record import Terminal
@@ -37,7 +39,22 @@ def add(commands: Commands) -> None:
         "watch a canary, or find out what one would say: live, recorded, simulated, or in pairs",
         "deploy-gates canary replay traffic.ndjson.gz",
     )
+    _add_watch(canaries)
     _add_replay(canaries)
+
+
+def _add_watch(canaries: Commands) -> None:
+    watch = _stored(
+        canaries,
+        "watch",
+        _watch,
+        "watch a running canary until it is decided; this moves nothing",
+        "deploy-gates canary watch ticket-triage --report canary.html",
+    )
+    watch.add_argument("config", metavar="NAME", help="the config")
+    watch.add_argument("--env", default="production", choices=ENVIRONMENTS, help="default: production")
+    _reports(watch)
+    _plans(watch)
 
 
 def _add_replay(canaries: Commands) -> None:
@@ -181,6 +198,44 @@ def _percent(option: str, text: str) -> float:
     return share
 
 
+# --- Watching -----------------------------------------------------------------------------------
+
+
+def _watch(asked: argparse.Namespace) -> int:
+    from deploy_gates.core.canary import Action
+    from deploy_gates.core.tally import Unit
+
+    with _extra():
+        from deploy_gates.canary import watching
+        from deploy_gates.core.weighing import Sums
+
+    plan, report, screen = _plan(asked), _report(asked), _Screen(asked.json)
+    history: list[Decision] = []
+    said = ""
+    unit = Unit(asked.unit) if asked.unit else None
+    with _store(asked) as store:
+        for look in watching.watch(store, plan, asked.config, asked.env, _source(asked, plan), unit=unit):
+            said = look.moved or (f"stale for {look.stale_s:.0f} s: {look.problem}" if look.problem else "")
+            decision = look.decision
+            if said:
+                screen.remark(decision, said)
+            if decision is None or said:
+                continue
+            if history and decision.at_ms <= history[-1].at_ms:
+                history.clear()  # worked out anew, with users as the unit
+            history.append(replace(decision, sums=Sums(metrics={})))
+            screen.show(history[-1])
+            is_undecided = decision.action is Action.HOLD and "undecided" in decision.cause
+            if is_undecided:
+                break
+    return _conclude(history, screen, report, f"{asked.config} in {asked.env}", said)
+
+
+def _source(asked: argparse.Namespace, plan: Plan) -> Source | None:
+    """Where tallies come from if not from clients."""
+    return None
+
+
 # --- Replaying ----------------------------------------------------------------------------------
 
 
@@ -215,13 +270,15 @@ def _weighed(plan: Plan, steps: Iterable[tuple[int, tuple[Tally, ...]]], screen:
     return history
 
 
-def _conclude(history: Sequence[Decision], screen: _Screen, report: Path | None, name: str) -> int:
-    """Show the last look, write the report; the exit status."""
+def _conclude(
+    history: Sequence[Decision], screen: _Screen, report: Path | None, name: str, moved: str = ""
+) -> int:
+    """Show the last look, write the report; the exit status. `moved`: who ended it before it was decided."""
     from deploy_gates.core.canary import Action
 
     if not history:
-        raise SettingsError(f"{name} holds not one whole bin of requests: nothing can be judged")
-    screen.end(history)
+        raise SettingsError(f"{name}: {moved or 'there is not one whole bin of requests to judge'}")
+    screen.end(history, moved)
     if report is not None:
         _write_report(report, history, name)
     return DONE if history[-1].action is Action.PROMOTE else REFUSED
@@ -278,6 +335,7 @@ class _Screen:
         self._drawn = 0
         self._drawn_at = -math.inf
         self._read = ""
+        self._remarked = ""
 
     def progress(self, done: int, whole: int | None) -> None:
         """So much of the input is read."""
@@ -298,20 +356,24 @@ class _Screen:
             print(self._terminal.said(canary.line(decision)), flush=True)
         self._before = decision
 
-    def say(self, text: str) -> None:
-        """Say something that is no look, on stderr."""
-        self._clear_bar()
-        print(text, file=sys.stderr, flush=True)
-        self._drawn = 0
+    def remark(self, decision: Decision | None, text: str) -> None:
+        """Say what is no look, once, below the last one."""
+        if self._is_live and decision is not None:
+            self.show(decision, text)
+        elif text.partition(":")[2] != self._remarked.partition(":")[2]:
+            self._clear_bar()
+            print(self._terminal.said(text), file=sys.stderr, flush=True)
+            self._remarked = text
 
-    def end(self, history: Sequence[Decision]) -> None:
-        """The last look in full."""
+    def end(self, history: Sequence[Decision], moved: str = "") -> None:
+        """The last look in full; `moved`: who ended the canary before it was decided."""
         from deploy_gates.report import canary
 
         self._clear_bar()
         last = history[-1]
         if self._as_json:
-            print_json(finite({"decision": last.to_json(), "looks": [each.to_json() for each in history]}))
+            looks: list[Json] = [each.to_json() for each in history]
+            print_json(finite({"decision": last.to_json(), "looks": looks, "moved": moved or None}))
             return
         self._erase()
         for line in (*canary.picture(last, self._terminal), *canary.table(last, self._terminal)):
