@@ -8,7 +8,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -150,7 +150,7 @@ class Asker:
 
     def pairs(
         self, prompts: Sequence[Prompt], *, repeat: int = 1, in_flight: int = IN_FLIGHT
-    ) -> Iterator[Pair]:
+    ) -> Generator[Pair, None, None]:
         """Yield a pair for each prompt, `repeat` times over, as they are answered.
 
         `Spent` where money runs out, `StoreUnavailable` where no endpoint answers, `Unanswered` where the key

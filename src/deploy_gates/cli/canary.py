@@ -10,18 +10,23 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
-from deploy_gates.cli.record import _store, _stored, _terminal
+from deploy_gates.cli.record import _positive, _store, _stored, _terminal
 from deploy_gates.core.canonical import Json
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import SettingsError, WorkspaceError
+from deploy_gates.core.tally import BIN_MS
 
 if TYPE_CHECKING:
+    from deploy_gates.canary.pairs import Asker, Prompt
     from deploy_gates.canary.watching import Source
     from deploy_gates.core.canary import Decision, Metric, Plan
+    from deploy_gates.core.pairs import Pairing
+    from deploy_gates.core.planning import Foresight
     from deploy_gates.core.tally import Tally
     from deploy_gates.report.record import Terminal
 
@@ -29,6 +34,8 @@ REDRAW_S = 0.1
 """A picture that changes faster is not read."""
 BAR_COLUMNS = 30
 REPORTS = (".html", ".svg")
+SHARE = 0.05
+"""The share that is looked at where none is declared."""
 
 
 def add(commands: Commands) -> None:
@@ -41,6 +48,8 @@ def add(commands: Commands) -> None:
     )
     _add_watch(canaries)
     _add_replay(canaries)
+    _add_plan(canaries)
+    _add_pair(canaries)
 
 
 def _add_watch(canaries: Commands) -> None:
@@ -73,6 +82,61 @@ def _add_replay(canaries: Commands) -> None:
     )
     _reports(replay)
     _plans(replay)
+
+
+def _add_plan(canaries: Commands) -> None:
+    plan = _stored(
+        canaries,
+        "plan",
+        _foresee,
+        "tell what a canary will be able to see, before it starts",
+        "deploy-gates canary plan ticket-triage --share 5",
+    )
+    plan.add_argument(
+        "config", nargs="?", default="", metavar="NAME", help="the config, as clients report it"
+    )
+    plan.add_argument("--env", default="production", choices=ENVIRONMENTS, help="default: production")
+    plan.add_argument("--from", dest="recorded", default="", metavar="FILE", help="take recorded traffic")
+    plan.add_argument(
+        "--rate", type=float, metavar="RPS", help="requests (or users) a second (default: as it was)"
+    )
+    plan.add_argument(
+        "--minutes", type=float, default=10.0, metavar="N", help="look so far back in the store (default: 10)"
+    )
+    _plans(plan)
+
+
+def _add_pair(canaries: Commands) -> None:
+    pair = command(
+        canaries,
+        "pair",
+        _pair,
+        "have both configs answer the same prompts, for teams with little traffic",
+        "deploy-gates canary pair ticket-triage --base store:production --repeat 3 --budget 1.50",
+    )
+    pair.add_argument("config", nargs="?", default="", metavar="NAME", help="the config")
+    pair.add_argument("--base", default="", metavar="REF", help="a commit, or store:production")
+    pair.add_argument(
+        "--prompts",
+        default="",
+        metavar="FILE",
+        help='inputs, one JSON object a line: {"body": "…"} or {"id": "a", "inputs": {…}} '
+        "(default: the golden cases)",
+    )
+    pair.add_argument(
+        "--repeat", type=_positive, default=1, metavar="N", help="ask each so often (default 1)"
+    )
+    pair.add_argument(
+        "--budget", default="", metavar="USD", help="spend no more (default: as the settings say)"
+    )
+    pair.add_argument(
+        "--in-flight", type=_positive, default=4, metavar="N", help="so many pairs at once (default 4)"
+    )
+    pair.add_argument("--save", default="", metavar="FILE", help="keep the pairs, one a line")
+    pair.add_argument(
+        "--from", dest="recorded", default="", metavar="FILE", help="judge pairs that were kept; ask nobody"
+    )
+    _plans(pair)
 
 
 def _reports(parser: argparse.ArgumentParser) -> None:
@@ -320,6 +384,168 @@ def _extra() -> Iterator[None]:
         ) from error
 
 
+# --- Before it starts ---------------------------------------------------------------------------
+
+
+def _foresee(asked: argparse.Namespace) -> int:
+    with _extra():
+        from deploy_gates.core.planning import foresee
+    from deploy_gates.report import canary
+
+    plan = _plan(asked)
+    baseline = _recorded_baseline(asked, plan) if asked.recorded else _served_baseline(asked)
+    if not baseline:
+        raise SettingsError(
+            "there is no traffic of a baseline to go by",
+            hint="have clients report for some minutes, or give recorded traffic: --from FILE",
+        )
+    unit = baseline[0].unit
+    span_ms = max(each.start_ms for each in baseline) - min(each.start_ms for each in baseline) + BIN_MS
+    rate_rps = asked.rate or sum(max(each.started, each.finished) for each in baseline) / span_ms * 1000
+    if not math.isfinite(rate_rps) or rate_rps <= 0:
+        raise SettingsError(f"--rate {asked.rate:g}: no canary sees anything without requests")
+    plan = replace(plan, unit=unit)
+    found = foresee(plan, baseline, rate_rps=rate_rps, share=plan.share or SHARE)
+    if asked.json:
+        print_json(finite(_foreseen(found)))
+    else:
+        for line in canary.sight(found, plan, _terminal()):
+            print(line)
+    return DONE if found.is_enough else REFUSED
+
+
+def _foreseen(found: Foresight) -> Json:
+    return {
+        "is_enough": found.is_enough,
+        "rate_rps": found.rate_rps,
+        "share": found.share,
+        "mark_s": found.mark_s,
+        "missing": list(found.missing),
+        "share_enough": found.share_enough,
+        "mark_enough_s": found.mark_enough_s,
+        "metrics": [
+            {
+                "metric": each.metric,
+                "aspect": each.aspect.value,
+                "baseline": each.baseline,
+                "margin_ratio": each.margin_ratio,
+                "detectable_ratio": each.detectable_ratio,
+                "needed": each.needed,
+                "got": each.got,
+                "needed_s": each.needed_s,
+                "is_enough": each.is_enough,
+                "dry_run": each.dry_run,
+            }
+            for each in found.sights
+        ],
+    }
+
+
+def _recorded_baseline(asked: argparse.Namespace, plan: Plan) -> list[Tally]:
+    with _extra():
+        from deploy_gates.canary import stream
+    from deploy_gates.core.tally import Arm, Unit
+
+    unit = Unit(asked.unit) if asked.unit else None
+    steps = stream.read(asked.recorded, unit=unit)
+    return [each for _, tallies in steps for each in tallies if each.arm is Arm.BASELINE]
+
+
+def _served_baseline(asked: argparse.Namespace) -> list[Tally]:
+    from deploy_gates import clock
+    from deploy_gates.core.tally import Arm, Unit
+
+    if not asked.config:
+        raise SettingsError("whose traffic?", hint="deploy-gates canary plan NAME, or --from FILE")
+    until_ms = int(clock.now().timestamp() * 1000) // BIN_MS * BIN_MS
+    since_ms = until_ms - int(asked.minutes * 60_000) // BIN_MS * BIN_MS
+    with _store(asked) as store:
+        found = list(store.tallies(asked.config, asked.env, since_ms=since_ms, until_ms=until_ms))
+    unit = Unit(asked.unit or Unit.REQUEST)
+    return [each for each in found if each.arm is Arm.BASELINE and each.unit is unit]
+
+
+# --- Pairs --------------------------------------------------------------------------------------
+
+
+def _pair(asked: argparse.Namespace) -> int:
+    from deploy_gates.canary import pairs
+    from deploy_gates.core.canary import Action
+    from deploy_gates.core.pairs import Pairing
+    from deploy_gates.report import pairs as screen
+
+    pairing = Pairing(_plan(asked))
+    spent: Json = None
+    note = ""
+    if asked.recorded:
+        for each in pairs.read_pairs(Path(asked.recorded)):
+            if pairing.add(each).has_ended:
+                break
+    else:
+        spent, note = _ask_pairs(asked, pairing)
+    finding = pairing.finding()
+    if asked.json:
+        print_json(finite({"finding": finding.to_json(), "spent_nanousd": spent, "note": note or None}))
+    else:
+        for line in screen.table(finding, _terminal()):
+            print(line)
+        if note:
+            print(note, file=sys.stderr)
+    return DONE if finding.action is Action.PROMOTE else REFUSED
+
+
+def _ask_pairs(asked: argparse.Namespace, pairing: Pairing) -> tuple[int, str]:
+    """Ask until it is decided; what that has cost, and why it ended early, if it did."""
+    from deploy_gates.canary import pairs
+    from deploy_gates.report import pairs as screen
+
+    asker, prompts = _asker(asked)
+    progress = Bar(sys.stderr)
+    note = ""
+    answered = asker.pairs(prompts, repeat=asked.repeat, in_flight=asked.in_flight)
+    with pairs.saving(Path(asked.save) if asked.save else None) as save, contextlib.closing(answered):
+        try:
+            for each in answered:
+                save(each)
+                finding = pairing.add(each)
+                progress.draw(screen.line(finding))
+                if finding.has_ended:
+                    break
+        except pairs.Spent as error:
+            note = error.message
+        finally:
+            progress.clear()
+    return asker.spent_nanousd, note
+
+
+def _asker(asked: argparse.Namespace) -> tuple[Asker, Sequence[Prompt]]:
+    """Who asks both configs, and what."""
+    from deploy_gates import baseline, settings, workspace
+    from deploy_gates.canary import pairs
+
+    if not asked.config:
+        raise SettingsError("which config?", hint="deploy-gates canary pair NAME, or --from FILE")
+    root = workspace.find_root(Path.cwd())
+    settled = settings.load(root)
+    changes = baseline.changes(root, settled, base=asked.base, names=[asked.config], gate_all=True)
+    change = next(each for each in changes.changed if each.name == asked.config)
+    budget_usd = _dollars(asked.budget) if asked.budget else settled.budget_usd
+    prompts = pairs.read_prompts(Path(asked.prompts)) if asked.prompts else pairs.golden(change)
+    if not prompts:
+        raise SettingsError(f"{asked.config} has no golden cases", hint="--prompts FILE brings prompts")
+    return pairs.Asker(change, settled, root=root, budget_usd=budget_usd), prompts
+
+
+def _dollars(text: str) -> Decimal:
+    try:
+        amount = Decimal(text.removeprefix("$"))
+    except InvalidOperation:
+        amount = Decimal(-1)
+    if not amount.is_finite() or amount <= 0:
+        raise SettingsError(f"--budget {text!r} is no amount of dollars", hint="--budget 1.50")
+    return amount
+
+
 # --- The screen ---------------------------------------------------------------------------------
 
 
@@ -330,7 +556,7 @@ class _Screen:
         self._as_json = as_json
         self._is_live = sys.stdout.isatty() and not as_json
         self._terminal: Terminal = _terminal()
-        self._bar = Bar(sys.stderr) if sys.stderr.isatty() and not self._is_live else None
+        self._bar = Bar(sys.stderr)
         self._before: Decision | None = None
         self._drawn = 0
         self._drawn_at = -math.inf
@@ -340,7 +566,7 @@ class _Screen:
     def progress(self, done: int, whole: int | None) -> None:
         """So much of the input is read."""
         self._read = bar(done, whole)
-        if self._bar is not None:
+        if not self._is_live:
             self._bar.draw(self._read)
 
     def show(self, decision: Decision, note: str = "") -> None:
@@ -352,7 +578,7 @@ class _Screen:
         if self._is_live:
             self._draw(canary.picture(decision, self._terminal), note)
         elif canary.is_news(self._before, decision):
-            self._clear_bar()
+            self._bar.clear()
             print(self._terminal.said(canary.line(decision)), flush=True)
         self._before = decision
 
@@ -361,7 +587,7 @@ class _Screen:
         if self._is_live and decision is not None:
             self.show(decision, text)
         elif text.partition(":")[2] != self._remarked.partition(":")[2]:
-            self._clear_bar()
+            self._bar.clear()
             print(self._terminal.said(text), file=sys.stderr, flush=True)
             self._remarked = text
 
@@ -369,7 +595,7 @@ class _Screen:
         """The last look in full; `moved`: who ended the canary before it was decided."""
         from deploy_gates.report import canary
 
-        self._clear_bar()
+        self._bar.clear()
         last = history[-1]
         if self._as_json:
             looks: list[Json] = [each.to_json() for each in history]
@@ -397,23 +623,20 @@ class _Screen:
             sys.stdout.write(f"\x1b[{self._drawn}A\x1b[J")
             self._drawn = 0
 
-    def _clear_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-
 
 class Bar:
-    """One line of a terminal that is drawn over."""
+    """One line of a terminal that is drawn over; elsewhere nothing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._is_terminal = stream.isatty()
         self._is_drawn = False
         self._at = -math.inf
 
     def draw(self, text: str) -> None:
         """Show `text`, not more often than it can be read."""
         now = time.monotonic()
-        if now - self._at >= REDRAW_S:
+        if self._is_terminal and now - self._at >= REDRAW_S:
             self._at = now
             self._is_drawn = True
             self._stream.write(f"\r{text}\x1b[K")
