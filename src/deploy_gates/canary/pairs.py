@@ -165,6 +165,7 @@ class Asker:
         for each in workers:
             each.start()
         silent, working = 0, len(workers)
+        spent: Spent | None = None
         try:
             while working:
                 found = done.get()
@@ -179,8 +180,12 @@ class Asker:
                         raise StoreUnavailable(
                             f"neither config gets an answer: {found.message}", hint=found.hint
                         ) from found
+                elif isinstance(found, Spent):
+                    spent = found  # what the others have paid for still comes
                 else:
                     raise found
+            if spent is not None:
+                raise spent
         finally:
             self.close()
             for each in workers:
