@@ -46,8 +46,9 @@ _PRIORS = {
     Aspect.MEAN: sequential.prior(1, 1, 1),
     **{aspect: sequential.prior(1, 1, 1) for aspect in _QUANTILES},
 }
-_SAFE_SHIFTS: Floats = np.array([0.12, 0.22, 0.4, 0.8])
-_SAFE_EXCESS: Floats = np.log([0.75, 0.5, 0.25])
+_SAFE: Floats = np.array([1.0, 0.5, 1.6])
+_SAFE_PRIOR = sequential.prior(7, 2, 1)
+"""Where the truth lies for a good candidate: the margin away from the margin, or a part of that."""
 _NEAR_SHIFTS: Floats = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 _NEAR_EXCESS: Floats = np.log([1.15, 1.5, 2.5])
 _FINE = 4
@@ -69,12 +70,12 @@ class _Parts:
 
 
 _LATENCY_PARTS = _Parts(
-    anytime={Aspect.SHAPE: 0.61, Aspect.TAIL: 0.37, Aspect.MEAN: 0.02},
+    anytime={Aspect.SHAPE: 0.6, Aspect.TAIL: 0.38, Aspect.MEAN: 0.02},
     mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.65},
 )
 """Latency goes wrong by its tail, too: a few requests that hang."""
 _OTHER_PARTS = _Parts(
-    anytime={Aspect.SHAPE: 0.84, Aspect.TAIL: 0.08, Aspect.MEAN: 0.08},
+    anytime={Aspect.SHAPE: 0.88, Aspect.TAIL: 0.06, Aspect.MEAN: 0.06},
     mark={Aspect.SHAPE: 0.75, Aspect.TAIL: 0.1},
 )
 
@@ -152,6 +153,19 @@ class Law:
         at = self.quantiles[Aspect.P50]
         return math.exp(((at if metric.better is Better.LOWER else BUCKETS - 1 - at) + LOWEST + 0.5) * STEP)
 
+    def safe_shifts(self, at: Places, moved: Floats) -> Floats:
+        """Logarithms of weights that fall: evidence that there is no difference, and not `moved`'s."""
+        total = float(self.counts.sum())
+        distance = float(self.counts @ self.scores - moved @ self.scores) / total
+        return np.asarray(-max(distance, 1e-6) * _SAFE[:, None] * self.scores[at], dtype=np.float64)
+
+    def safe_odds(self, aspect: Aspect, buckets: int) -> Floats:
+        """The same for the odds of lying at a quantile or beyond, which is moved by so many buckets."""
+        total, place = float(self.counts.sum()), self.quantiles[aspect]
+        here, there = (float(self.counts[each:].sum()) + 0.5 for each in (place, place + buckets))
+        odds = math.log(there / (total + 1 - there)) - math.log(here / (total + 1 - here))
+        return np.asarray(min(odds, -1e-6) * _SAFE, dtype=np.float64)
+
     def shifts(self, at: Places, sizes: Floats) -> Floats:
         """Logarithms of weights of buckets, for the whole law."""
         return np.asarray(sizes[:, None] * self.scores[at], dtype=np.float64)
@@ -228,7 +242,10 @@ class AmountSums:
             taught,
             harm=_plus(self.harm, harm),
             safe=safe,
-            proved={each: max(self.proved.get(each, 0.0), _log_mean(rows)) for each, rows in safe.items()},
+            proved={
+                each: max(self.proved.get(each, 0.0), sequential.log_mean_exp(rows, _SAFE_PRIOR))
+                for each, rows in safe.items()
+            },
             near=near,
             worst=np.maximum(self.worst, _doubts(near)),
             scores=self.scores + scores,
@@ -301,16 +318,18 @@ def proof_needed(
     metric: Metric, plan: Plan, law: Law, aspect: Aspect, share: float, so_far: Floats | None = None
 ) -> int | None:
     """About so many more of the candidate prove an aspect, if the candidate is as the baseline."""
-    f = law.counts / law.counts.sum()
-    moved = _moved(f, math.log(margin_of(metric, aspect)))
+    f, margin = law.counts / law.counts.sum(), math.log(margin_of(metric, aspect))
+    moved = _moved(f, margin)
     at = np.flatnonzero(f + moved)
     if aspect in _QUANTILES:
-        rows = _SAFE_EXCESS[:, None] * (at >= law.quantiles[aspect])
+        moved = _shift(f, _whole(margin))
+        at = np.flatnonzero(f + moved)
+        rows = law.safe_odds(aspect, _whole(margin))[:, None] * (at >= law.quantiles[aspect])
     else:
-        rows = -law.bets(at) if aspect is Aspect.MEAN else law.shifts(at, -_SAFE_SHIFTS)
+        rows = -law.bets(at) if aspect is Aspect.MEAN else law.safe_shifts(at, moved * law.counts.sum())
     growth = rows @ moved[at] - sequential.log_mean_each(rows, ((1 - share) * f + share * moved)[at], share)
-    lacking = -math.log(plan.false_promotion) + math.log(len(rows)) - (0.0 if so_far is None else so_far)
-    return sequential.needed(np.broadcast_to(lacking, growth.shape), growth)
+    lacking = -math.log(plan.false_promotion) - np.log(_SAFE_PRIOR) - (0.0 if so_far is None else so_far)
+    return sequential.needed(lacking, growth)
 
 
 def detectable(law: Law, n: float, share: float, deviations: float) -> float | None:
@@ -326,10 +345,6 @@ def detectable(law: Law, n: float, share: float, deviations: float) -> float | N
 
 def _plus(sums: Mapping[Aspect, Floats], more: Mapping[Aspect, Floats]) -> dict[Aspect, Floats]:
     return {aspect: sums[aspect] + rows if aspect in sums else rows for aspect, rows in more.items()}
-
-
-def _log_mean(rows: Floats) -> float:
-    return sequential.log_mean_exp(rows, np.full(len(rows), 1 / len(rows)))
 
 
 def _against_harm(
@@ -367,13 +382,13 @@ def _against_margins(metric: Metric, law: Law, b: Floats, c: Floats, n_c: int) -
         margin = math.log(margin_of(metric, aspect))
         if aspect in law.quantiles:
             # Whole buckets, towards the smaller margin: what is proved of it holds of the larger.
-            shifted = _shift(c, math.floor(margin / STEP + 1e-9))
-            found[aspect] = _excess(_SAFE_EXCESS, b, shifted, law.quantiles[aspect], n_c)
+            odds = law.safe_odds(aspect, _whole(margin))
+            found[aspect] = _excess(odds, b, _shift(c, _whole(margin)), law.quantiles[aspect], n_c)
             continue
         moved = _moved(c, margin)
         pooled = b + moved
         at = np.flatnonzero(pooled)
-        rows = -law.bets(at) if aspect is Aspect.MEAN else law.shifts(at, -_SAFE_SHIFTS)
+        rows = -law.bets(at) if aspect is Aspect.MEAN else law.safe_shifts(at, _moved(law.counts, margin))
         found[aspect] = rows @ moved[at] - sequential.log_mean_product(rows, pooled[at], n_c)
     return found
 
@@ -383,6 +398,11 @@ def _excess(log_odds: Floats, b: Floats, c: Floats, at: int, n_c: int) -> Floats
     in_c, in_b = round(float(c[at:].sum())), int(b[at:].sum())
     total = n_c + int(b.sum())
     return np.asarray(in_c * log_odds - sequential.log_mean_odds(log_odds, total, in_c + in_b, n_c))
+
+
+def _whole(margin: float) -> int:
+    """So many whole buckets lie within a margin, which is a logarithm."""
+    return math.floor(margin / STEP + 1e-9)
 
 
 def _shift(counts: Floats, buckets: int) -> Floats:
