@@ -162,7 +162,7 @@ HARMS: Mapping[str, Traffic] = {
     "outage": replace(_BASE, errors_ratio=50.0),
     "lat10": replace(_BASE, latency_ratio=1.1),
     "lat30": replace(_BASE, latency_ratio=1.3),
-    "tail": replace(_BASE, tail_share=0.065, tail_ratio=6.0),
+    "tail": replace(_BASE, tail_share=0.062, tail_ratio=6.0),
     "rare-tail": replace(_BASE, tail_share=0.02, tail_ratio=6.0),
     "cost10": replace(_BASE, cost_ratio=1.1),
     "cost30": replace(_BASE, cost_ratio=1.3),

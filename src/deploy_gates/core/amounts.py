@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deploy_gates.core import sequential
 from deploy_gates.core.canary import LATENCY, Aspect, Better, Metric, Plan
 from deploy_gates.core.sequential import Evidence, Floats, Measured
-from deploy_gates.core.tally import GROWTH, HIGHEST, LOWEST, Arm
+from deploy_gates.core.tally import GROWTH, HIGHEST, LOWEST
 
 BUCKETS = HIGHEST - LOWEST + 1
 STEP = math.log(GROWTH)
@@ -194,6 +194,8 @@ class AmountSums:
     """The highest e-value there ever was against "worse by the margin", by aspect."""
     near: Floats = field(default_factory=lambda: np.zeros((sum(_NEAR_ROWS.values()), len(_SCALES))))
     """Against every scale: (alternatives of all aspects, scales), for the confidence sequences."""
+    doubts: Floats = field(default_factory=lambda: np.zeros((len(_NEAR_ASPECTS), len(_SCALES))))
+    """The e-value that each scale has against it, by aspect."""
     worst: Floats = field(default_factory=lambda: np.full((len(_NEAR_ASPECTS), len(_SCALES)), -np.inf))
     """The highest e-value each scale ever had against it, by aspect."""
     scores: Floats = field(default_factory=lambda: np.zeros(2))
@@ -238,6 +240,7 @@ class AmountSums:
         harm, scores, generating = _against_harm(metric, law, b, c, n_c)
         safe = _plus(self.safe, _against_margins(metric, law, b, c, n_c))
         near = self.near + _near(law, b, c)
+        doubts = _doubts(near)
         return replace(
             taught,
             harm=_plus(self.harm, harm),
@@ -247,7 +250,8 @@ class AmountSums:
                 for each, rows in safe.items()
             },
             near=near,
-            worst=np.maximum(self.worst, _doubts(near)),
+            doubts=doubts,
+            worst=np.maximum(self.worst, doubts),
             scores=self.scores + scores,
             generating=self.generating + generating,
             candidate=self.candidate + c,
@@ -277,30 +281,41 @@ class AmountSums:
 
     def measured(self, metric: Metric, plan: Plan) -> tuple[Measured, ...]:
         """All aspects: what was measured, and what is proved of it."""
-        doubts = _doubts(self.near)
-        return tuple(self._measured(metric, plan, aspect, doubts) for aspect in _ASPECTS)
-
-    def _measured(self, metric: Metric, plan: Plan, aspect: Aspect, doubts: Floats) -> Measured:
-        margin = margin_of(metric, aspect) if aspect in metric.proofs else None
         if not self.seen:
-            return Measured(aspect=aspect, margin_ratio=margin)
-        baseline, candidate = (_estimate(self, metric, arm, aspect) for arm in Arm)
+            return tuple(
+                Measured(
+                    aspect=aspect,
+                    margin_ratio=margin_of(metric, aspect) if aspect in metric.proofs else None,
+                )
+                for aspect in _ASPECTS
+            )
+        baseline = _estimates(metric, self.baseline, self.total_baseline)
+        candidate = _estimates(metric, self.candidate, self.total)
+        return tuple(
+            self._measured(metric, plan, aspect, baseline[aspect], candidate[aspect]) for aspect in _ASPECTS
+        )
+
+    def _measured(
+        self, metric: Metric, plan: Plan, aspect: Aspect, baseline: float, candidate: float
+    ) -> Measured:
         ratio, bounds = None, sequential.Bounds()
         if aspect in _NEAR_ASPECTS:
             at = _NEAR_ASPECTS.index(aspect)
-            ratio = sequential.peak(_SCALES, -doubts[at])
+            ratio = sequential.peak(_SCALES, -self.doubts[at])
             bounds = sequential.bounds(_SCALES, self.worst[at], -math.log1p(-plan.confidence))
         elif baseline and candidate:
             ratio = candidate / baseline if metric.better is Better.LOWER else baseline / candidate
+        is_proof, proved = aspect in metric.proofs, self.proved.get(aspect, 0.0)
+        is_open = is_proof and proved < -math.log(plan.false_promotion)
         return Measured(
             aspect=aspect,
             baseline=baseline,
             candidate=candidate,
             ratio=ratio,
             bounds=bounds,
-            margin_ratio=margin,
-            log_e_safe=self.proved.get(aspect, 0.0),
-            needed=self._needed(metric, plan, aspect) if margin is not None else None,
+            margin_ratio=margin_of(metric, aspect) if is_proof else None,
+            log_e_safe=proved,
+            needed=self._needed(metric, plan, aspect) if is_open else None,
         )
 
     def _log_harm(self, aspect: Aspect) -> float:
@@ -466,21 +481,21 @@ def _doubts(near: Floats) -> Floats:
     return np.asarray(top + np.log(np.add.reduceat(spread, starts, axis=0) / sizes), dtype=np.float64)
 
 
-def _estimate(sums: AmountSums, metric: Metric, arm: Arm, aspect: Aspect) -> float:
-    """An aspect of one arm in the metric's own unit: the median for the shape, the worst 5 % for the tail."""
-    counts = sums.candidate if arm is Arm.CANDIDATE else sums.baseline
-    n = float(counts.sum())
-    if aspect is Aspect.MEAN:
-        return (sums.total if arm is Arm.CANDIDATE else sums.total_baseline) / n
-    cumulated = np.cumsum(counts)
+def _estimates(metric: Metric, counts: Floats, total: float) -> dict[Aspect, float]:
+    """One arm in the metric's own unit: the median for the shape, the mean of the worst 5 % for the tail."""
+    at = np.flatnonzero(counts)
+    inside = counts[at]
+    cumulated = np.cumsum(inside)
+    n = float(cumulated[-1])
     is_lower = metric.better is Better.LOWER
-    if aspect is Aspect.TAIL:
-        beyond = np.clip(cumulated - 0.95 * n, 0, counts)
-        there = np.flatnonzero(beyond)
-        place = there if is_lower else BUCKETS - 1 - there
-        return float(beyond[there] @ np.exp((place + LOWEST + 0.5) * STEP) / beyond[there].sum())
-    rank = {**_QUANTILES, Aspect.SHAPE: 0.5}[aspect] * n
-    at = min(int(np.searchsorted(cumulated, rank)), BUCKETS - 1)
-    part = (rank - (cumulated[at] - counts[at])) / counts[at] if counts[at] else 0.5
-    place_of = at + part if is_lower else BUCKETS - at - part
-    return math.exp((float(place_of) + LOWEST) * STEP)
+    lower_edges = at if is_lower else BUCKETS - at  # of a mirrored bucket, the edge that is passed first
+    found = {Aspect.MEAN: total / n}
+    for aspect, share in {**_QUANTILES, Aspect.SHAPE: 0.5}.items():
+        place = min(int(np.searchsorted(cumulated, share * n)), len(at) - 1)
+        part = 1 - float(cumulated[place] - share * n) / float(inside[place])
+        edge = float(lower_edges[place]) + (part if is_lower else -part)
+        found[aspect] = math.exp((edge + LOWEST) * STEP)
+    beyond = np.clip(cumulated - 0.95 * n, 0, inside)
+    middles = np.exp((lower_edges + (0.5 if is_lower else -0.5) + LOWEST) * STEP)
+    found[Aspect.TAIL] = float(beyond @ middles / beyond.sum())
+    return found

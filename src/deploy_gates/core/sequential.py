@@ -47,19 +47,19 @@ def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
         return np.asarray(log_w @ n)
     odds = math.log(k / (total - k))
     centre = log_w @ n / total
-    w = log_w - centre[:, None]
-    tilt = odds - np.log(np.exp(w) @ n / total)
+    w = np.exp(log_w - centre[:, None])
+    tilt = math.exp(odds) * total / (w @ n)
     for _ in range(STEPS_MAX):
-        p = _expit(tilt[:, None] + w)
-        q = p * (1 - p)
-        step = np.clip((p @ n - k) / np.maximum(q @ n, 1e-300), -2.0, 2.0)
-        tilt = tilt - step
-        if np.abs(step).max() < 1e-5:  # the exponent is flat there: what is left is of the order of 1e-10
+        p = w * tilt[:, None]
+        p /= 1 + p
+        step = (p @ n - k) / np.maximum((p * (1 - p)) @ n, 1e-300)
+        tilt = tilt * np.exp(-np.clip(step, -2.0, 2.0))
+        if np.abs(step).max() < 1e-4:  # the exponent is flat there: what is left is of the order of 1e-8
             break
-    p = _expit(tilt[:, None] + w)
-    spread, correction = _expansion(p, n)
+    tilted = w * tilt[:, None]
+    spread, correction = _expansion(tilted / (1 + tilted), n)
     plain_spread, plain = _expansion(np.array([[k / total]]), np.array([total]))
-    exponent = np.logaddexp(0.0, tilt[:, None] + w) @ n - k * tilt
+    exponent = np.log1p(tilted) @ n - k * np.log(tilt)
     plain_exponent = total * math.log(total / (total - k)) - k * odds
     return np.asarray(
         k * centre
@@ -75,19 +75,15 @@ def log_mean_each(log_w: Floats, law: Floats, share: float) -> Floats:
     return log_mean_product(log_w, law / law.sum() * many, share * many) / (share * many)
 
 
-def _expit(x: Floats) -> Floats:
-    return np.asarray(1.0 / (1.0 + np.exp(-x)))
-
-
 def _expansion(p: Floats, n: Floats) -> tuple[Floats, Floats]:
     """Variance of a sum of Bernoullis; the density at its mean over a normal law's, to two terms."""
     q = p * (1 - p)
-    odd = 1 - 2 * p
-    k2 = q @ n
-    k3 = (q * odd) @ n
-    k4 = (q * (1 - 6 * q)) @ n
-    k5 = (q * odd * (1 - 12 * q)) @ n
-    k6 = (q * (1 - 30 * q + 120 * q * q)) @ n
+    odd = q * (1 - 2 * p)
+    squared = q * q
+    k2, k3, fourth = q @ n, odd @ n, squared @ n
+    k4 = k2 - 6 * fourth
+    k5 = k3 - 12 * ((odd * q) @ n)
+    k6 = k2 - 30 * fourth + 120 * ((squared * q) @ n)
     first = k4 / (8 * k2**2) - 5 * k3**2 / (24 * k2**3)
     second = (
         -k6 / (48 * k2**3)
@@ -135,7 +131,7 @@ def _hypergeometric(total: int, marked: int, k: int, low: int, high: int) -> tup
     return j, constant - gammaln(counts + 1).sum(axis=0)
 
 
-TILTS: Floats = 0.004 * 1.5 ** np.arange(15, dtype=np.float64)
+TILTS: Floats = 0.006 * 1.7 ** np.arange(10, dtype=np.float64)
 """Where the cumulant generating function of a sum of scores is kept, in 1 / deviation of one score."""
 
 

@@ -122,7 +122,7 @@ class ShareSums:
                 bounds=bounds if has_bad else Bounds(),
                 margin_ratio=math.exp(self.margin),
                 log_e_safe=self.proved,
-                needed=self._needed(plan),
+                needed=self._needed(plan) if self.proved < -math.log(plan.false_promotion) else None,
             ),
         )
 
