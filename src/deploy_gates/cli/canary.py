@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import gzip
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
 from deploy_gates.cli.record import _positive, _store, _stored, _terminal
@@ -23,8 +28,9 @@ from deploy_gates.core.tally import BIN_MS
 
 if TYPE_CHECKING:
     from deploy_gates.canary.pairs import Asker, Prompt
+    from deploy_gates.canary.traffic import Traffic
     from deploy_gates.canary.watching import Source
-    from deploy_gates.core.canary import Decision, Metric, Plan
+    from deploy_gates.core.canary import Action, Decision, Metric, Plan
     from deploy_gates.core.pairs import Pairing
     from deploy_gates.core.planning import Foresight
     from deploy_gates.core.tally import Tally
@@ -34,6 +40,8 @@ REDRAW_S = 0.1
 """A picture that changes faster is not read."""
 BAR_COLUMNS = 30
 REPORTS = (".html", ".svg")
+BOUNDS_CONFIDENCE = 0.95
+"""Of each bound of how often simulated canaries end in some way."""
 SHARE = 0.05
 """The share that is looked at where none is declared."""
 
@@ -48,6 +56,7 @@ def add(commands: Commands) -> None:
     )
     _add_watch(canaries)
     _add_replay(canaries)
+    _add_simulate(canaries)
     _add_plan(canaries)
     _add_pair(canaries)
 
@@ -82,6 +91,55 @@ def _add_replay(canaries: Commands) -> None:
     )
     _reports(replay)
     _plans(replay)
+
+
+def _add_simulate(canaries: Commands) -> None:
+    simulate = command(
+        canaries,
+        "simulate",
+        _simulate,
+        "make traffic of a canary, and judge it or write it down",
+        "deploy-gates canary simulate --scenario lat10 --rate 200 --share 10 --runs 100",
+    )
+    simulate.add_argument(
+        "--scenario", default="aa", metavar="NAME", help="what to start from (default: aa, no difference)"
+    )
+    simulate.add_argument("--seed", type=int, default=1, help="the same seed makes the same traffic")
+    simulate.add_argument(
+        "-o", "--output", default="", metavar="FILE", help="write observations; .gz packs them"
+    )
+    simulate.add_argument(
+        "--runs", type=_positive, metavar="N", help="judge so many, and tell how often each decision came"
+    )
+    traffic = simulate.add_argument_group("what differs from the scenario")
+    for option, (_, kind, metavar, said) in _TRAFFIC.items():
+        traffic.add_argument(f"--{option}", type=kind, metavar=metavar, help=said)
+    traffic.add_argument(
+        "--step",
+        action="append",
+        default=[],
+        metavar="S:PCT",
+        help="from so many seconds on the candidate gets another share: 100:25; repeatable",
+    )
+    _reports(simulate)
+    _plans(simulate)
+
+
+_TRAFFIC: dict[str, tuple[str, type, str, str]] = {
+    "rate": ("rate_rps", float, "RPS", "requests a second"),
+    "duration": ("duration_s", float, "S", "how long the canary runs"),
+    "error-rate": ("error_rate", float, "P", "how often the baseline fails"),
+    "errors": ("errors_ratio", float, "TIMES", "the candidate fails so many times as often"),
+    "latency": ("latency_ratio", float, "TIMES", "it takes so many times as long"),
+    "cost": ("cost_ratio", float, "TIMES", "it costs so many times as much"),
+    "tail-share": ("tail_share", float, "P", "this part of its requests is slower ..."),
+    "tail": ("tail_ratio", float, "TIMES", "... by so many times"),
+    "cold": ("cold_s", float, "S", "so long its caches are cold"),
+    "drift": ("drift", float, "P", "by so much both arms rise and fall"),
+    "bursts": ("bursts", int, "N", "so many bursts of errors of both arms"),
+    "users": ("requests_per_user", float, "N", "users who keep their arm, with so many requests each"),
+}
+"""Options of `simulate`, and the fields of the traffic that they set."""
 
 
 def _add_plan(canaries: Commands) -> None:
@@ -382,6 +440,155 @@ def _extra() -> Iterator[None]:
             f"the canary analysis needs {error.name}, which is not installed",
             hint="pip install 'pytest-deploy-gates[canary]'",
         ) from error
+
+
+# --- Simulating ---------------------------------------------------------------------------------
+
+
+def _simulate(asked: argparse.Namespace) -> int:
+    with _extra():
+        from deploy_gates.canary import traffic as simulated
+
+    plan, report = _plan(asked), _report(asked)
+    traffic = _traffic(asked)
+    plan = replace(plan, unit=traffic.unit, share=None, shares=simulated.shares(traffic))
+    if asked.output:
+        return _write_traffic(Path(asked.output), simulated.observations(traffic, asked.seed), asked.json)
+    if asked.runs:
+        return _tell_runs(asked, plan, traffic)
+    screen = _Screen(asked.json)
+    history = _weighed(plan, simulated.steps(traffic, asked.seed), screen)
+    return _conclude(history, screen, report, f"simulated: {asked.scenario}, seed {asked.seed}")
+
+
+def _traffic(asked: argparse.Namespace) -> Traffic:
+    with _extra():
+        from deploy_gates.canary.traffic import SCENARIOS, checked
+
+    if asked.scenario not in SCENARIOS:
+        raise SettingsError(f"there is no scenario {asked.scenario!r}", hint=", ".join(SCENARIOS))
+    said: dict[str, object] = {}
+    for option, (field, *_) in _TRAFFIC.items():
+        value = getattr(asked, option.replace("-", "_"))
+        if value is not None:
+            if not math.isfinite(value) or value < 0:
+                raise SettingsError(f"--{option} {value}: a number from 0 on is needed")
+            said[field] = value
+    if asked.share:
+        said["share"] = _percent("--share", asked.share)
+    if asked.step:
+        said["steps"] = tuple(_step(text) for text in asked.step)
+    return checked(replace(SCENARIOS[asked.scenario], **said))  # type: ignore[arg-type]  # by field
+
+
+def _step(text: str) -> tuple[float, float]:
+    since, _, share = text.partition(":")
+    try:
+        since_s = float(since)
+    except ValueError:
+        since_s = math.nan
+    if not 0 < since_s <= 86_400:
+        raise SettingsError(f"--step {text!r} does not say from which second on", hint="--step 100:25")
+    return since_s, _percent("--step", share)
+
+
+def _write_traffic(path: Path, lines: Iterator[str], as_json: bool) -> int:
+    """Write observations to a file, packed where its name says so; `-` is standard output."""
+    count = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            if str(path) == "-":
+                file: TextIO = sys.stdout
+            elif path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(path, "wt", encoding="utf-8", compresslevel=3))
+            else:
+                file = stack.enter_context(path.open("w", encoding="utf-8"))
+            for line in lines:
+                file.write(line)
+                count += 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WorkspaceError(f"traffic cannot be written to {path}: {error.strerror}") from error
+    if str(path) != "-":
+        if as_json:
+            print_json({"file": str(path), "observations": count})
+        else:
+            print(f"{count:,} observations: {path}", file=sys.stderr)
+    return DONE
+
+
+class _Run(NamedTuple):
+    """How one simulated canary ended."""
+
+    action: Action
+    elapsed_s: float
+    requests: int
+    """Of the candidate."""
+
+
+def _run(plan: Plan, traffic: Traffic, seed: int) -> _Run:
+    """One simulated canary, to its end."""
+    from deploy_gates.canary.traffic import steps
+    from deploy_gates.core.weighing import weigh
+
+    decision: Decision | None = None
+    for at_ms, tallies in steps(traffic, seed):
+        decision = weigh(plan, tallies, decision, at_ms=at_ms)
+        if decision.has_ended:
+            break
+    assert decision is not None, "traffic that was checked has bins"
+    return _Run(decision.action, decision.elapsed_s, decision.arms.candidate)
+
+
+def _tell_runs(asked: argparse.Namespace, plan: Plan, traffic: Traffic) -> int:
+    """How often simulated canaries ended in which way, and when."""
+    from deploy_gates.core.canary import Action
+    from deploy_gates.core.stats import clopper_pearson
+
+    progress = Bar(sys.stderr)
+    found: list[_Run] = []
+    cores = min(os.cpu_count() or 1, asked.runs)
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        seeds = range(asked.seed, asked.seed + asked.runs)
+        one = functools.partial(_run, plan, traffic)
+        for each in pool.map(one, seeds, chunksize=max(1, min(20, asked.runs // (4 * cores)))):
+            found.append(each)
+            progress.draw(bar(len(found), asked.runs))
+    progress.clear()
+    told = {
+        "rolled back": [each for each in found if each.action is Action.ROLLBACK],
+        "promoted": [each for each in found if each.action is Action.PROMOTE],
+        "undecided": [each for each in found if each.action not in (Action.ROLLBACK, Action.PROMOTE)],
+    }
+    if asked.json:
+        print_json({"runs": asked.runs, **{name: _outcome(each, asked.runs) for name, each in told.items()}})
+        return DONE
+    print(f"\n  {asked.runs:,} canaries: {asked.scenario}, {traffic.rate_rps:g} requests a second")
+    print(f"\n  {'':<13}{'how often':>10}{'95 % bounds':>18}{'median time':>13}{'of candidate':>14}")
+    for name, runs in told.items():
+        bounds = clopper_pearson(len(runs), asked.runs, BOUNDS_CONFIDENCE)
+        often = f"{len(runs) / asked.runs * 100:.1f} %"
+        between = f"{bounds.low * 100:.1f} to {bounds.high * 100:.1f} %"
+        when = f"{statistics.median(each.elapsed_s for each in runs):,.0f} s" if runs else "-"
+        requests = f"{statistics.median(each.requests for each in runs):,.0f}" if runs else "-"
+        print(f"  {name:<13}{often:>10}{between:>18}{when:>13}{requests:>14}")
+    print()
+    return DONE
+
+
+def _outcome(runs: Sequence[_Run], whole: int) -> Json:
+    from deploy_gates.core.stats import clopper_pearson
+
+    bounds = clopper_pearson(len(runs), whole, BOUNDS_CONFIDENCE)
+    return {
+        "n": len(runs),
+        "share": len(runs) / whole,
+        "low": bounds.low,
+        "high": bounds.high,
+        "median_s": statistics.median(each.elapsed_s for each in runs) if runs else None,
+        "median_requests": statistics.median(each.requests for each in runs) if runs else None,
+    }
 
 
 # --- Before it starts ---------------------------------------------------------------------------
