@@ -188,6 +188,8 @@ def _tail(z: Floats, part: float, distance: float) -> Floats:
 class AmountSums:
     """What is kept of an amount. All e-values are logarithms, by alternative."""
 
+    explain: bool = True
+    """Whether estimates and confidence sequences are kept, which decide nothing."""
     harm: Mapping[Aspect, Floats] = field(default_factory=dict)
     safe: Mapping[Aspect, Floats] = field(default_factory=dict)
     proved: Mapping[Aspect, float] = field(default_factory=dict)
@@ -239,8 +241,10 @@ class AmountSums:
         b, c = baseline.counts, candidate.counts
         harm, scores, generating = _against_harm(metric, law, b, c, n_c)
         safe = _plus(self.safe, _against_margins(metric, law, b, c, n_c))
-        near = self.near + _near(law, b, c)
-        doubts = _doubts(near)
+        near, doubts = self.near, self.doubts
+        if self.explain:
+            near = near + _near(law, b, c)
+            doubts = _doubts(near)
         return replace(
             taught,
             harm=_plus(self.harm, harm),
@@ -281,18 +285,22 @@ class AmountSums:
 
     def measured(self, metric: Metric, plan: Plan) -> tuple[Measured, ...]:
         """All aspects: what was measured, and what is proved of it."""
-        if not self.seen:
-            return tuple(
-                Measured(
-                    aspect=aspect,
-                    margin_ratio=margin_of(metric, aspect) if aspect in metric.proofs else None,
-                )
-                for aspect in _ASPECTS
-            )
+        if not (self.seen and self.explain):
+            return tuple(self._proof(metric, plan, aspect) for aspect in _ASPECTS)
         baseline = _estimates(metric, self.baseline, self.total_baseline)
         candidate = _estimates(metric, self.candidate, self.total)
         return tuple(
             self._measured(metric, plan, aspect, baseline[aspect], candidate[aspect]) for aspect in _ASPECTS
+        )
+
+    def _proof(self, metric: Metric, plan: Plan, aspect: Aspect) -> Measured:
+        is_proof, proved = aspect in metric.proofs, self.proved.get(aspect, 0.0)
+        is_open = self.explain and is_proof and proved < -math.log(plan.false_promotion)
+        return Measured(
+            aspect=aspect,
+            margin_ratio=margin_of(metric, aspect) if is_proof else None,
+            log_e_safe=proved,
+            needed=self._needed(metric, plan, aspect) if is_open else None,
         )
 
     def _measured(
@@ -305,17 +313,12 @@ class AmountSums:
             bounds = sequential.bounds(_SCALES, self.worst[at], -math.log1p(-plan.confidence))
         elif baseline and candidate:
             ratio = candidate / baseline if metric.better is Better.LOWER else baseline / candidate
-        is_proof, proved = aspect in metric.proofs, self.proved.get(aspect, 0.0)
-        is_open = is_proof and proved < -math.log(plan.false_promotion)
-        return Measured(
-            aspect=aspect,
+        return replace(
+            self._proof(metric, plan, aspect),
             baseline=baseline,
             candidate=candidate,
             ratio=ratio,
             bounds=bounds,
-            margin_ratio=margin_of(metric, aspect) if is_proof else None,
-            log_e_safe=proved,
-            needed=self._needed(metric, plan, aspect) if is_open else None,
         )
 
     def _log_harm(self, aspect: Aspect) -> float:

@@ -38,6 +38,8 @@ _NEAR_PRIOR = sequential.prior(1, 2, 2, 2, 2, 2, 1, 1, 0.5)
 class ShareSums:
     """What is kept of a share."""
 
+    explain: bool = True
+    """Whether the confidence sequence is kept, which decides nothing."""
     grid: Floats = field(default_factory=lambda: np.zeros(len(_GRID)))
     """The log-likelihood of each odds ratio."""
     worst: Floats = field(default_factory=lambda: np.full(len(_GRID), -np.inf))
@@ -81,7 +83,7 @@ class ShareSums:
         return replace(
             taught,
             grid=grid,
-            worst=np.maximum(self.worst, _doubt(grid)),
+            worst=np.maximum(self.worst, _doubt(grid)) if self.explain else self.worst,
             harm=self.harm + log_l[len(_GRID) : harm_end] - log_l[harm_end],
             safe=safe,
             proved=max(self.proved, sequential.log_mean_exp(safe, _SAFE_PRIOR)),

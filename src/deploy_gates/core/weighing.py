@@ -132,12 +132,22 @@ class _Stratum:
     candidate: Half
 
 
-def weigh(plan: Plan, tallies: Iterable[Tally], before: Decision | None = None, *, at_ms: int) -> Decision:
+def weigh(
+    plan: Plan,
+    tallies: Iterable[Tally],
+    before: Decision | None = None,
+    *,
+    at_ms: int,
+    explain: bool = True,
+) -> Decision:
     """What to do, now that the bins up to `at_ms` are closed.
 
     `tallies` are those of the bins that `before` has not weighed yet, in any order; what came of the
     baseline before the candidate's first request is the past that weights are made of. `ValueError` for a
     tally of a bin that was weighed before or is not closed. A decision that has ended stays as it is.
+
+    Without `explain` at the first look there are no estimates and no confidence sequences. They decide
+    nothing, and simulations by the thousand do without.
     """
     if before is not None and before.has_ended:
         return before
@@ -148,7 +158,7 @@ def weigh(plan: Plan, tallies: Iterable[Tally], before: Decision | None = None, 
             raise ValueError(
                 f"a tally of the bin at {each.start_ms} does not lie between {since_ms} and {at_ms}"
             )
-    sums = before.sums if before else Sums(metrics={each.name: _sums(each) for each in plan.metrics})
+    sums = before.sums if before else Sums(metrics={each.name: _sums(each, explain) for each in plan.metrics})
     arms = before.arms if before else Arms()
     started_ms = before.started_ms if before else None
     marks = before.marks if before else 0
@@ -178,8 +188,8 @@ def _strata(tallies: Iterable[Tally]) -> list[_Stratum]:
     return strata
 
 
-def _sums(metric: Metric) -> MetricSums:
-    return ShareSums() if metric.kind is Kind.SHARE else AmountSums()
+def _sums(metric: Metric, explain: bool) -> MetricSums:
+    return ShareSums(explain=explain) if metric.kind is Kind.SHARE else AmountSums(explain=explain)
 
 
 # --- One bin -------------------------------------------------------------------------------------
