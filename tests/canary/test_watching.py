@@ -238,6 +238,28 @@ def test_users_whose_time_is_not_over_are_waited_for(canary: Released) -> None:
     assert look.decision.arms.unfinished == 20
 
 
+@pytest.mark.parametrize(("failing", "is_over"), [(70, True), (40, False)])
+def test_the_hard_limit_does_not_wait_for_users_whose_time_is_not_over(
+    canary: Released, failing: int, is_over: bool
+) -> None:
+    canary.serve(-60, 0)
+    for arm, n in ((Arm.BASELINE, 380), (Arm.CANDIDATE, 120)):
+        canary.send(
+            canary.tally(0, arm, n // 2, revision=canary.canary, unit=Unit.USER, finished=0, errors=0)
+        )
+    canary.send(canary.tally(0, Arm.CANDIDATE, 120, revision=canary.canary, errors=failing))
+
+    looks = []
+    for look in canary.watch():
+        looks.append(look)
+        if look.decision is not None and look.decision.started_ms is not None:
+            break
+
+    assert looks[-1].decision is not None
+    took_s = canary.at.timestamp() - canary.bin(5) / 1000
+    assert (looks[-1].decision.cause == ("errors.limit",) and took_s < REPORTING_S + 2) is is_over
+
+
 def test_a_new_weight_is_a_step_of_the_same_canary_with_its_own_share(canary: Released) -> None:
     canary.serve(-60, 15)
     steps: list[int] = []

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from deploy_gates import clock
 from deploy_gates.core import parsing
-from deploy_gates.core.canary import Decision, Plan
+from deploy_gates.core.canary import ERRORS, Action, Decision, Plan
 from deploy_gates.core.canonical import restored
 from deploy_gates.core.errors import DeployGatesError, Refusal, Refused
 from deploy_gates.core.promotion import Deployment, Event, Kind
@@ -191,6 +191,8 @@ class _Watching:
     next_ms: int = field(init=False)
     """The beginning of the first bin that is not weighed yet."""
     decision: Decision | None = None
+    early: Sequence[Tally] = ()
+    """What the candidate got, by request and by user, before its first users can be judged."""
     read_ms: int = field(init=False)
     """When tallies could be read for the last time."""
 
@@ -220,6 +222,31 @@ class _Watching:
             yield self._look(has_ended=self.decision.has_ended)
             if self.decision.has_ended:
                 return
+        if self.decision is not None and (why := self._beyond_limit()):
+            self.decision = replace(
+                self.decision, action=Action.ROLLBACK, reason=why, cause=(f"{ERRORS}.limit",)
+            )
+            yield self._look(has_ended=True)
+
+    def _beyond_limit(self) -> str:
+        """Whether the hard limit is reached before the first users are counted, whose time takes longer.
+
+        At least half of all calls that the candidate's first users began have failed, by the limits of the
+        plan. One user alone does not do that.
+        """
+        users = started = errors = 0
+        for start_ms in sorted({each.start_ms for each in self.early}):
+            found = [each for each in self.early if each.start_ms == start_ms]
+            users += sum(each.started for each in found if each.unit is Unit.USER)
+            requests = [each for each in found if each.unit is Unit.REQUEST]
+            started += sum(each.started for each in requests)
+            errors += sum(each.errors for each in requests)
+            if users >= self.plan.limit_requests:
+                break
+        limit = self.plan.limit_errors / self.plan.limit_requests
+        if users < self.plan.limit_requests or errors < max(self.plan.limit_errors, limit * started):
+            return ""
+        return f"the hard limit: {errors:,} of {started:,} requests of the candidate's first users failed"
 
     def _look(
         self, *, has_ended: bool = False, moved: str = "", stale_s: float = 0.0, problem: str = ""
@@ -276,6 +303,8 @@ class _Watching:
                 # Nothing was judged yet: the baseline's requests are no past of its users.
                 self.decision, self.next_ms = None, self.running.since_ms
                 return self._read()
+        is_first = self.unit is Unit.USER and (self.decision is None or self.decision.started_ms is None)
+        self.early = [each for each in found if is_first and each.arm is Arm.CANDIDATE]
         return [each for each in found if each.unit is self.unit]
 
     def _finds_users(self, tallies: Sequence[Tally]) -> bool:
