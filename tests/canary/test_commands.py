@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from test_watching import CONFIG, ENVIRONMENT, released
 
+from deploy_gates import runner
 from deploy_gates.client import ConfigClient
 from deploy_gates.core.tally import Arm
 from deploy_gates.store import Store, open_store
@@ -122,6 +123,7 @@ def test_too_little_traffic_is_undecided_and_says_how_much_more_it_takes(
 
     assert done.returncode == 1
     assert "PROMOTE" not in done.stdout
+    assert "it ends here, undecided" in done.stdout
     assert re.search(r"needs? about [\d,]+ more", " ".join(done.stdout.split()))
 
 
@@ -399,6 +401,32 @@ def test_a_candidate_that_fails_is_rolled_back_by_what_real_clients_report(
     assert found["decision"]["action"] == "rollback"
     assert found["decision"]["cause"][0].startswith("errors")
     assert took_s < 30
+
+
+@pytest.mark.parametrize(("end", "status"), [("rolled back", 1), ("promoted", 0)])
+def test_whoever_ends_a_canary_that_is_watched_is_named(
+    tmp_path: Path, store: Store, store_url: str, end: str, status: int
+) -> None:
+    released(store, 1)
+    released(store, 2, 500)
+
+    process = subprocess.Popen(
+        [*COMMAND, "watch", CONFIG, "--env", ENVIRONMENT, "--store", store_url],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    if end == "promoted":
+        released(store, 2)
+    else:
+        runner.rollback(store, config=CONFIG, environment=ENVIRONMENT, actor="lin", reason="refunds")
+    rest, _ = process.communicate(timeout=TIMEOUT_S)
+
+    assert "the candidate got no request yet" in first
+    assert f"{end} by {'ada' if end == 'promoted' else 'lin'} at r3" in rest
+    assert process.returncode == status
 
 
 def test_where_no_canary_runs_there_is_nothing_to_watch(run: Run, store: Store, store_url: str) -> None:

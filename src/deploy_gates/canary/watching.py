@@ -34,6 +34,8 @@ POLL_S = 1.0
 HISTORY_MAX = 500
 """So many events back the start of a canary is looked for."""
 
+_PROMOTED = "promoted"
+
 Source: TypeAlias = Callable[[int, int], Iterable[Tally]]
 """The tallies of the bins from one time to before another, in milliseconds since 1970."""
 
@@ -49,6 +51,8 @@ class Look:
     """Whether this is the last look."""
     moved: str = ""
     """Who ended the canary meanwhile, and how; empty: it runs, or the decision is what ended the watch."""
+    is_promoted: bool = False
+    """Whether that made the candidate what everybody gets."""
     stale_s: float = 0.0
     """So long ago the tallies could be read for the last time; 0: just now."""
     problem: str = ""
@@ -213,7 +217,8 @@ class _Watching:
             return
         self.read_ms = self._now_ms()
         if moved:
-            yield self._look(moved=moved, has_ended=True)
+            is_promoted = moved.startswith(_PROMOTED)
+            yield replace(self._look(moved=moved, has_ended=True), is_promoted=is_promoted)
             return
         for step in self._closed(tallies):
             self.next_ms, found = step
@@ -279,7 +284,7 @@ class _Watching:
             if is_step and event.baseline == before.baseline:
                 continue
             is_promoted = event.kind == Kind.PROMOTE and event.baseline == before.candidate
-            done = "promoted" if is_promoted else "rolled back" if event.kind == Kind.ROLLBACK else "replaced"
+            done = _PROMOTED if is_promoted else "rolled back" if event.kind == Kind.ROLLBACK else "replaced"
             return f"{done} by {event.actor} at r{event.revision}: {event.reason}"
         self.running = _running(self.store, after)
         return ""

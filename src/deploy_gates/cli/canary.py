@@ -350,7 +350,8 @@ def _watch(asked: argparse.Namespace) -> int:
             is_undecided = decision.action is Action.HOLD and "undecided" in decision.cause
             if is_undecided:
                 break
-    return _conclude(history, screen, report, f"{asked.config} in {asked.env}", said)
+    status = _conclude(history, screen, report, f"{asked.config} in {asked.env}", said)
+    return DONE if look.is_promoted else status
 
 
 def _source(asked: argparse.Namespace, plan: Plan) -> Source | None:
@@ -811,6 +812,8 @@ class _Screen:
         self._erase()
         for line in (*canary.picture(last, self._terminal), *canary.table(last, self._terminal)):
             print(line)
+        if moved or not last.has_ended:
+            print(f"  {self._terminal.said(moved or 'it ends here, undecided')}\n")
 
     def _draw(self, lines: Sequence[str], note: str) -> None:
         now = time.monotonic()
