@@ -29,7 +29,6 @@ from deploy_gates.core.tally import BIN_MS
 if TYPE_CHECKING:
     from deploy_gates.canary.pairs import Asker, Prompt
     from deploy_gates.canary.traffic import Traffic
-    from deploy_gates.canary.watching import Source
     from deploy_gates.core.canary import Action, Decision, Metric, Plan
     from deploy_gates.core.pairs import Pairing
     from deploy_gates.core.planning import Foresight
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 REDRAW_S = 0.1
 """A picture that changes faster is not read."""
 BAR_COLUMNS = 30
+LOOKS_MAX = 20_000
+"""A day of looks; of more, every other one is forgotten."""
 REPORTS = (".html", ".svg")
 BOUNDS_CONFIDENCE = 0.95
 """Of each bound of how often simulated canaries end in some way."""
@@ -159,7 +160,7 @@ def _add_plan(canaries: Commands) -> None:
         "--rate", type=float, metavar="RPS", help="requests (or users) a second (default: as it was)"
     )
     plan.add_argument(
-        "--minutes", type=float, default=10.0, metavar="N", help="look so far back in the store (default: 10)"
+        "--minutes", type=float, default=10.0, metavar="N", help="take so much of the past (default: 10)"
     )
     _plans(plan)
 
@@ -329,34 +330,24 @@ def _watch(asked: argparse.Namespace) -> int:
 
     with _extra():
         from deploy_gates.canary import watching
-        from deploy_gates.core.weighing import Sums
 
     plan, report, screen = _plan(asked), _report(asked), _Screen(asked.json)
     history: list[Decision] = []
-    said = ""
     unit = Unit(asked.unit) if asked.unit else None
     with _store(asked) as store:
-        for look in watching.watch(store, plan, asked.config, asked.env, _source(asked, plan), unit=unit):
-            said = look.moved or (f"stale for {look.stale_s:.0f} s: {look.problem}" if look.problem else "")
-            decision = look.decision
-            if said:
-                screen.remark(decision, said)
-            if decision is None or said:
+        for look in watching.watch(store, plan, asked.config, asked.env, unit=unit):
+            if look.problem:
+                screen.remark(look.decision, f"stale for {look.stale_s:.0f} s: {look.problem}")
+            if look.decision is None or look.problem or look.moved:
                 continue
-            if history and decision.at_ms <= history[-1].at_ms:
+            if history and look.decision.at_ms < history[-1].at_ms:
                 history.clear()  # worked out anew, with users as the unit
-            history.append(replace(decision, sums=Sums(metrics={})))
+            _keep(history, look.decision)
             screen.show(history[-1])
-            is_undecided = decision.action is Action.HOLD and "undecided" in decision.cause
-            if is_undecided:
-                break
-    status = _conclude(history, screen, report, f"{asked.config} in {asked.env}", said)
+            if look.decision.action is Action.HOLD and "undecided" in look.decision.cause:
+                break  # from here on, a person decides
+    status = _conclude(history, screen, report, f"{asked.config} in {asked.env}", look.moved)
     return DONE if look.is_promoted else status
-
-
-def _source(asked: argparse.Namespace, plan: Plan) -> Source | None:
-    """Where tallies come from if not from clients."""
-    return None
 
 
 # --- Replaying ----------------------------------------------------------------------------------
@@ -376,9 +367,9 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _weighed(plan: Plan, steps: Iterable[tuple[int, tuple[Tally, ...]]], screen: _Screen) -> list[Decision]:
-    """All looks, up to the one that decides."""
+    """The looks up to the one that decides."""
     with _extra():
-        from deploy_gates.core.weighing import Sums, weigh
+        from deploy_gates.core.weighing import weigh
 
     history: list[Decision] = []
     decision: Decision | None = None
@@ -386,11 +377,20 @@ def _weighed(plan: Plan, steps: Iterable[tuple[int, tuple[Tally, ...]]], screen:
         if decision is None and tallies:
             plan = replace(plan, unit=tallies[0].unit)
         decision = weigh(plan, tallies, decision, at_ms=at_ms)
-        history.append(replace(decision, sums=Sums(metrics={})))  # of use only to the next look
+        _keep(history, decision)
         screen.show(history[-1])
         if decision.has_ended:
             break
     return history
+
+
+def _keep(history: list[Decision], decision: Decision) -> None:
+    """Add a look to those kept, without what only the next look needs."""
+    from deploy_gates.core.weighing import Sums
+
+    if len(history) >= LOOKS_MAX:
+        del history[1::2]
+    history.append(replace(decision, sums=Sums(metrics={})))
 
 
 def _conclude(
@@ -535,7 +535,7 @@ def _run(plan: Plan, traffic: Traffic, seed: int) -> _Run:
 
     decision: Decision | None = None
     for at_ms, tallies in steps(traffic, seed):
-        decision = weigh(plan, tallies, decision, at_ms=at_ms)
+        decision = weigh(plan, tallies, decision, at_ms=at_ms, explain=False)
         if decision.has_ended:
             break
     assert decision is not None, "traffic that was checked has bins"
@@ -601,7 +601,7 @@ def _foresee(asked: argparse.Namespace) -> int:
     from deploy_gates.report import canary
 
     plan = _plan(asked)
-    baseline = _recorded_baseline(asked, plan) if asked.recorded else _served_baseline(asked)
+    baseline = _recorded_baseline(asked) if asked.recorded else _served_baseline(asked)
     if not baseline:
         raise SettingsError(
             "there is no traffic of a baseline to go by",
@@ -649,14 +649,17 @@ def _foreseen(found: Foresight) -> Json:
     }
 
 
-def _recorded_baseline(asked: argparse.Namespace, plan: Plan) -> list[Tally]:
+def _recorded_baseline(asked: argparse.Namespace) -> list[Tally]:
     with _extra():
         from deploy_gates.canary import stream
     from deploy_gates.core.tally import Arm, Unit
 
-    unit = Unit(asked.unit) if asked.unit else None
-    steps = stream.read(asked.recorded, unit=unit)
-    return [each for _, tallies in steps for each in tallies if each.arm is Arm.BASELINE]
+    found: list[Tally] = []
+    for at_ms, tallies in stream.read(asked.recorded, unit=Unit(asked.unit) if asked.unit else None):
+        found += [each for each in tallies if each.arm is Arm.BASELINE]
+        if found and at_ms - found[0].start_ms >= asked.minutes * 60_000:
+            break
+    return found
 
 
 def _served_baseline(asked: argparse.Namespace) -> list[Tally]:
