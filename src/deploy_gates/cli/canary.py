@@ -325,12 +325,19 @@ def _percent(option: str, text: str) -> float:
 
 
 def _watch(asked: argparse.Namespace) -> int:
+    from deploy_gates import settings, workspace
     from deploy_gates.core.canary import Action
     from deploy_gates.core.tally import Unit
 
     with _extra():
         from deploy_gates.canary import watching
 
+    if settings.load(workspace.find_root(Path.cwd())).prometheus:
+        # To watch what clients report instead would judge other numbers than those that were asked for.
+        raise SettingsError(
+            "the settings name a Prometheus server as the source of tallies, which cannot be watched yet",
+            hint="without [tool.deploy_gates.canary.prometheus], what clients report is watched",
+        )
     plan, report, screen = _plan(asked), _report(asked), _Screen(asked.json)
     history: list[Decision] = []
     unit = Unit(asked.unit) if asked.unit else None
