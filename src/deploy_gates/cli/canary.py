@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import gzip
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -502,6 +498,8 @@ def _step(text: str) -> tuple[float, float]:
 
 def _write_traffic(path: Path, lines: Iterator[str], as_json: bool) -> int:
     """Write observations to a file, packed where its name says so; `-` is standard output."""
+    import gzip
+
     count = 0
     try:
         with contextlib.ExitStack() as stack:
@@ -551,6 +549,10 @@ def _run(plan: Plan, traffic: Traffic, seed: int) -> _Run:
 
 def _tell_runs(asked: argparse.Namespace, plan: Plan, traffic: Traffic) -> int:
     """How often simulated canaries ended in which way, and when."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    from statistics import median
+
     from deploy_gates.core.canary import Action
     from deploy_gates.core.stats import clopper_pearson
 
@@ -578,14 +580,16 @@ def _tell_runs(asked: argparse.Namespace, plan: Plan, traffic: Traffic) -> int:
         bounds = clopper_pearson(len(runs), asked.runs, BOUNDS_CONFIDENCE)
         often = f"{len(runs) / asked.runs * 100:.1f} %"
         between = f"{bounds.low * 100:.1f} to {bounds.high * 100:.1f} %"
-        when = f"{statistics.median(each.elapsed_s for each in runs):,.0f} s" if runs else "-"
-        requests = f"{statistics.median(each.requests for each in runs):,.0f}" if runs else "-"
+        when = f"{median(each.elapsed_s for each in runs):,.0f} s" if runs else "-"
+        requests = f"{median(each.requests for each in runs):,.0f}" if runs else "-"
         print(f"  {name:<13}{often:>10}{between:>18}{when:>13}{requests:>14}")
     print()
     return DONE
 
 
 def _outcome(runs: Sequence[_Run], whole: int) -> Json:
+    from statistics import median
+
     from deploy_gates.core.stats import clopper_pearson
 
     bounds = clopper_pearson(len(runs), whole, BOUNDS_CONFIDENCE)
@@ -594,8 +598,8 @@ def _outcome(runs: Sequence[_Run], whole: int) -> Json:
         "share": len(runs) / whole,
         "low": bounds.low,
         "high": bounds.high,
-        "median_s": statistics.median(each.elapsed_s for each in runs) if runs else None,
-        "median_requests": statistics.median(each.requests for each in runs) if runs else None,
+        "median_s": median(each.elapsed_s for each in runs) if runs else None,
+        "median_requests": median(each.requests for each in runs) if runs else None,
     }
 
 
