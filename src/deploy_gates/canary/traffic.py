@@ -367,16 +367,18 @@ def _histograms(arms: NDArray[np.int64], values: Floats, n: int) -> list[Histogr
 
 
 def information_nats(traffic: Traffic) -> float:
-    """What one request of the candidate tells of the harm: KL(candidate || baseline), in nats.
+    """What one request of the candidate, and its share of the baseline's, tell of the harm, in nats.
 
-    With log(1 / alpha) over it, the fewest requests that any test with that false-rollback rate needs on
-    average (Wald 1945). Of the metric that is worse; of latency and cost together where both are.
-    `ValueError` where latency and cost are not lognormal.
+    With log(1 / alpha) over it: the fewest requests of the candidate that any test of concurrent traffic
+    with that false-rollback rate needs on average (Wald 1945). It is the mutual information of arm and
+    outcome over the share: KL(f1 || m) + (1 - share) / share KL(f0 || m), m the mixture of both laws. Of
+    the metric that is worse; of latency and cost together where both are. `ValueError` where these are not
+    lognormal.
     """
     if {traffic.latency.family, traffic.cost.family} != {Family.LOGNORMAL}:
         raise ValueError("the information is known of lognormal laws only")
     p, q = traffic.error_rate, min(traffic.error_rate * traffic.errors_ratio, 1.0)
-    told = sum(a * math.log(a / b) for a, b in ((q, p), (1 - q, 1 - p)) if a > 0)
+    told = _told(np.array([p, 1 - p]), np.array([q, 1 - q]), traffic.share)
     s_x, s_y = traffic.latency.spread, traffic.cost.spread
     x, y = np.meshgrid(np.linspace(-7, 10, 681), np.linspace(-7, 11, 721), indexing="ij")
     huge = math.log(traffic.huge_ratio) / s_y
@@ -384,13 +386,18 @@ def information_nats(traffic: Traffic) -> float:
     a, b = math.log(traffic.latency_ratio) / s_x, math.log(traffic.cost_ratio) / s_y
     baseline = _mixture(x, y, traffic, (0.0, 0.0, huge, 0.0, 0.0))
     candidate = _mixture(x, y, traffic, (a, b, huge, slow, traffic.tail_share))
-    cell = (17 / 680) * (18 / 720)
     is_slower, is_dearer = bool(a or slow * traffic.tail_share), bool(b)
     if is_slower != is_dearer:  # how it moves away from the other metric is nothing that its own law shows
         axis = 1 if is_slower else 0
         candidate, baseline = candidate.sum(axis=axis), baseline.sum(axis=axis)
-    ratio = np.log(np.maximum(candidate, 1e-300) / np.maximum(baseline, 1e-300))
-    return told + (1 - q) * float((candidate * ratio).sum() * cell)
+    return told + (1 - q) * _told(baseline / baseline.sum(), candidate / candidate.sum(), traffic.share)
+
+
+def _told(baseline: Floats, candidate: Floats, share: float) -> float:
+    mixture = np.maximum(share * candidate + (1 - share) * baseline, 1e-300)
+    of_candidate = candidate * np.log(np.maximum(candidate, 1e-300) / mixture)
+    of_baseline = baseline * np.log(np.maximum(baseline, 1e-300) / mixture)
+    return float(of_candidate.sum() + (1 - share) / share * of_baseline.sum())
 
 
 def _mixture(

@@ -40,7 +40,7 @@ from deploy_gates.core.sequential import Evidence, Measured
 from deploy_gates.core.shares import ShareSums
 from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
 
-ANYTIME_PART = 0.53
+ANYTIME_PART = 0.5
 """So much of the false-rollback rate is spent on looking at any time, the rest on the marks."""
 MARK_DECAY = 0.1
 """Each further mark gets this part of what the one before got."""
