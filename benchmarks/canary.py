@@ -4,8 +4,8 @@
     python benchmarks/canary.py --quick            # the same with a tenth of the runs
     python benchmarks/canary.py --only null,speed  # some of them
 
-Every run is a canary of 300 s at 5 % of the traffic, with a minute of the baseline before and a look every 5 s.
-Rates of requests are totals of both arms. Bounds are one-sided 95 % bounds of Clopper and Pearson.
+Every run is a canary of 300 s at 5 % of the traffic, with a minute of the baseline before and a look every
+5 s. Rates of requests are totals of both arms. Bounds are one-sided 95 % bounds of Clopper and Pearson.
 """
 
 from __future__ import annotations
@@ -163,9 +163,8 @@ def null(pool: Pool, scale: float) -> None:
         everything += together
         count = sum(OURS in each.ended for each in together)
         reached = _reached(100 * upper(count, len(together)), 1.0, 0.6)
-        print(
-            f"  {name:<10}" + "".join(f"{_rate(cell):>17}" for cell in (*cells, together)) + f"   {reached}"
-        )
+        told = "".join(f"{_rate(cell):>17}" for cell in (*cells, together))
+        print(f"  {name:<10}{told}   {reached}")
     print(f"  {'all':<10}{_rate(everything):>17}  of {len(everything):,} canaries   must 1.0, stretch 0.6\n")
 
 
@@ -242,9 +241,7 @@ def limit(pool: Pool, scale: float) -> None:
         )
         for name, rate in cells
     ]
-    print(
-        "requests of the candidate until the rollback ÷ the fewest that any test needs, log(1 / 0.01) / nats"
-    )
+    print("requests of the candidate until the rollback ÷ the fewest any test needs, log(1 / 0.01) / nats")
     print(f"  {'':<16}{'nats':>8}{'limit':>8}{'median':>8}{'p95':>8}{'ratio':>8}   must 2.0, stretch 1.6")
     for job, (name, _), runs in zip(jobs, cells, pool.runs(jobs), strict=True):
         nats = information_nats(HARMS[name])
@@ -253,7 +250,8 @@ def limit(pool: Pool, scale: float) -> None:
         median, late = float(np.median(taken)), float(np.quantile(taken, 0.95, method="lower"))
         ratio = median / least
         print(
-            f"  {job.name:<16}{nats:>8.4f}{least:>8.0f}{median:>8.0f}{late:>8.0f}{ratio:>8.2f}   {_reached(ratio, 2.0, 1.6)}"
+            f"  {job.name:<16}{nats:>8.4f}{least:>8.0f}{median:>8.0f}{late:>8.0f}{ratio:>8.2f}"
+            f"   {_reached(ratio, 2.0, 1.6)}"
         )
     print()
 
@@ -286,7 +284,8 @@ def power(pool: Pool, scale: float) -> None:
     taken = [each.ended[OURS][0] for each in failing if OURS in each.ended]
     print(
         f"outage, one candidate request a second: {len(taken)} of {len(failing)} rolled back, "
-        f"median {np.median(taken):.0f} s, p95 {np.quantile(taken, 0.95):.0f} s   must 10 / 20, stretch 5 / 15\n"
+        f"median {np.median(taken):.0f} s, p95 {np.quantile(taken, 0.95):.0f} s"
+        "   must 10 / 20, stretch 5 / 15\n"
     )
 
 
@@ -441,7 +440,8 @@ def speed(pool: Pool, scale: float) -> None:
         )
         took_s = time.perf_counter() - began
     print(
-        f"canary replay of {lines:,} observations: {took_s:.1f} s, exit {done.returncode}   must 10, stretch 3\n"
+        f"canary replay of {lines:,} observations: {took_s:.1f} s, exit {done.returncode}"
+        "   must 10, stretch 3\n"
     )
 
 

@@ -54,7 +54,7 @@ class Series:
 
     @property
     def bins(self) -> int:
-        return self.n.shape[1]
+        return int(self.n.shape[1])
 
 
 def _put(row: Floats, histogram: Histogram) -> None:
@@ -86,7 +86,7 @@ def argo_absolute(series: Series) -> int | None:
     for each in _intervals(series, 60):
         failed = series.errors[1, each].sum() > 0.05 * series.n[1, each].sum()
         if failed or _quantile(series.latency[1, each].sum(axis=0), 0.99) > 10:
-            return each.stop - 1
+            return int(each.stop) - 1
     return None
 
 
@@ -98,12 +98,12 @@ def flagger(series: Series) -> int | None:
         failed = not n or series.errors[1, each].sum() > 0.01 * n
         strikes += bool(failed or _quantile(series.latency[1, each].sum(axis=0), 0.99) > 7.5)
         if strikes >= 5:
-            return each.stop - 1
+            return int(each.stop) - 1
     return None
 
 
 def argo_relative(series: Series) -> int | None:
-    """Argo Rollouts: error rate, p95 and mean cost at most 1.2 times the stable one's, every 30 s, 3 strikes."""
+    """Argo Rollouts: errors, p95 and mean cost at most 1.2 times the stable ones, every 30 s, 3 strikes."""
     strikes = [0, 0, 0]
     for each in _intervals(series, 30):
         rates = series.errors[:, each].sum(axis=1) / np.maximum(series.n[:, each].sum(axis=1), 1)
@@ -112,7 +112,7 @@ def argo_relative(series: Series) -> int | None:
         worse = (rates[1] > 1.2 * rates[0], p95[1] > 1.2 * p95[0], costs[1] > 1.2 * costs[0])
         strikes = [strike + bool(bad) for strike, bad in zip(strikes, worse, strict=True)]
         if max(strikes) >= 3:
-            return each.stop - 1
+            return int(each.stop) - 1
     return None
 
 
