@@ -38,7 +38,7 @@ def _unpack() -> None:
         if not packages:
             raise RuntimeError(
                 "these tests ask a real Prometheus server: put `prometheus` and `promtool` on the PATH "
-                f"(Debian's package is called {PACKAGE}; `apt-get download` said: {done.stderr.decode()[-300:]})"
+                f"(Debian's package {PACKAGE} has them; apt-get said: {done.stderr.decode()[-300:]})"
             )
         made = Path(folder) / "unpacked"
         subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(made)], check=True)

@@ -438,13 +438,13 @@ def test_where_no_canary_runs_there_is_nothing_to_watch(run: Run, store: Store, 
     assert "no canary of ticket-triage runs in development" in done.stderr
 
 
-def test_another_source_than_the_one_that_was_settled_is_never_watched(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[tool.deploy_gates.canary.prometheus]\nurl = "http://p:9090"\n')
+def test_settings_of_a_source_that_cannot_be_used_are_status_2(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.deploy_gates.canary.prometheus]\nurl = "p:9090"\n')
 
     done = run("watch", CONFIG)
 
     assert done.returncode == 2
-    assert "Prometheus" in done.stderr
+    assert "url is no http or https URL" in done.stderr
 
 
 def test_a_store_that_is_away_is_status_3(run: Run) -> None:

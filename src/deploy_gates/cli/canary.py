@@ -328,17 +328,18 @@ def _watch(asked: argparse.Namespace) -> int:
     with _extra():
         from deploy_gates.canary import watching
 
-    if settings.load(workspace.find_root(Path.cwd())).prometheus:
-        # To watch what clients report instead would judge other numbers than those that were asked for.
-        raise SettingsError(
-            "the settings name a Prometheus server as the source of tallies, which cannot be watched yet",
-            hint="without [tool.deploy_gates.canary.prometheus], what clients report is watched",
-        )
+    source, delay_s = None, watching.REPORTING_S
+    if settled := settings.load(workspace.find_root(Path.cwd())).prometheus:
+        from deploy_gates.canary.prometheus import Prometheus
+
+        server = Prometheus.of(settled, config=asked.config, environment=asked.env)
+        source, delay_s = server.tallies, server.delay_s
     plan, report, screen = _plan(asked), _report(asked), _Screen(asked.json)
     history: list[Decision] = []
     unit = Unit(asked.unit) if asked.unit else None
     with _store(asked) as store:
-        for look in watching.watch(store, plan, asked.config, asked.env, unit=unit):
+        watched = watching.watch(store, plan, asked.config, asked.env, source, unit=unit, delay_s=delay_s)
+        for look in watched:
             if look.problem:
                 screen.remark(look.decision, f"stale for {look.stale_s:.0f} s: {look.problem}")
             if look.decision is None or look.problem or look.moved:
