@@ -460,3 +460,14 @@ def test_each_command_has_an_example(run: Run, command: str) -> None:
 
     assert done.returncode == 0
     assert f"example: deploy-gates canary {command}" in done.stdout
+
+
+def test_the_readme_shows_what_is_printed(run: Run) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    shown = readme.split("<!-- screen: canary -->\n```console\n")[1].split("```")[0]
+
+    run("simulate", "--scenario", "lat30", "--seed", "1", "-o", "slower.ndjson.gz")
+    done = run("replay", "slower.ndjson.gz", "--report", "analysis.html")
+
+    assert done.returncode == 1
+    assert shown in done.stdout
