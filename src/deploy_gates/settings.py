@@ -181,7 +181,7 @@ def _metric(known: Metric, raw: Mapping[str, Json]) -> Metric:
         known,
         better=Better(str(raw.get("better", known.better))),
         margin_ratio=_float(raw, "margin_ratio", 0.0) if ratio else None if points else known.margin_ratio,
-        margin_pt=_float(raw, "margin_pt", 0.0) if points else known.margin_pt,
+        margin_pt=_float(raw, "margin_pt", 0.0) if points else None if ratio else known.margin_pt,
         tail_ratio=_float(raw, "tail_ratio", known.tail_ratio),
         rollback_ratio=_float(raw, "rollback_ratio", known.rollback_ratio),
         weight=_float(raw, "weight", known.weight),

@@ -527,3 +527,27 @@ def test_a_decision_is_json_without_its_sums() -> None:
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["action"] == "continue"
     assert [each["metric"] for each in told["metrics"]] == [ERRORS, *[LATENCY] * 6, *[COST] * 6]
+
+
+def test_where_hardly_anything_fails_the_margin_in_points_lets_a_good_candidate_pass() -> None:
+    never = looked(QUICK, traffic(30, n=4750, m=250, errors=0.0, seed=29))
+    ratio_only = replace(DEFAULT_METRICS[0], margin_pt=None)
+    strict = looked(
+        replace(QUICK, metrics=(ratio_only, *DEFAULT_METRICS[1:])),
+        traffic(30, n=4750, m=250, errors=0.0, seed=29),
+    )
+
+    assert never.action is Action.PROMOTE
+    assert strict.action is Action.CONTINUE
+    assert "errors is not proved" in strict.reason
+
+
+def test_a_rare_failure_that_becomes_frequent_is_not_promoted() -> None:
+    every = [
+        replace(each, errors=2, finished=each.finished) if each.arm is Arm.CANDIDATE else each
+        for each in traffic(30, n=4750, m=250, errors=0.0, seed=30)
+    ]
+
+    found = looked(QUICK, every)
+
+    assert (found.action, found.cause[0]) == (Action.ROLLBACK, ERRORS)

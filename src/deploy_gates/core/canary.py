@@ -90,7 +90,8 @@ class Metric:
     margin_ratio: float | None = None
     """So many times worse is refused: promotion proves less. For a share, of the odds of the bad outcome."""
     margin_pt: float | None = None
-    """The same of a share in percentage points, in place of `margin_ratio`."""
+    """The same of a share in percentage points. With both, the larger counts: twice as often as hardly ever
+    is no harm, and could not be told from it."""
     tail_ratio: float = 1.49
     """`margin_ratio` of the 99th percentile of an amount."""
     rollback_ratio: float = 1.0
@@ -106,7 +107,7 @@ class Metric:
 
 
 DEFAULT_METRICS = (
-    Metric(name=ERRORS, kind=Kind.SHARE, margin_ratio=2.0, warm_up=False),
+    Metric(name=ERRORS, kind=Kind.SHARE, margin_ratio=2.0, margin_pt=0.5, warm_up=False),
     Metric(
         name=LATENCY,
         kind=Kind.AMOUNT,
@@ -334,7 +335,7 @@ def checked(plan: Plan) -> Plan:
 def _wrong(metric: Metric) -> list[tuple[bool, str]]:
     ratio, points = metric.margin_ratio, metric.margin_pt
     return [
-        ((ratio is None) == (points is None), "give either `margin_ratio` or `margin_pt`"),
+        (ratio is None and points is None, "give `margin_ratio` or `margin_pt`"),
         (points is not None and metric.kind is Kind.AMOUNT, "`margin_pt` is for shares"),
         (points is not None and not 0 < points < 100, "`margin_pt` lies outside 0 to 100"),
         (ratio is not None and not 1 < ratio <= 100, "`margin_ratio` is above 1: 1.22 is 22 % worse"),

@@ -248,7 +248,8 @@ class _Errors:
     def __init__(self, metric: Metric, alpha: float) -> None:
         self.metric = metric
         self.log_e_safe = 0.0
-        self._margin = (metric.margin_pt or ERRORS_MARGIN_PT) / 100
+        points = metric.margin_pt if metric.margin_ratio is None else None
+        self._margin = (points or ERRORS_MARGIN_PT) / 100
         self._limit = math.log(2 / alpha)
         self._only = {-1: 0, 0: 0, 1: 0}
         """Pairs in which the baseline alone failed, both or none did, the candidate alone failed."""

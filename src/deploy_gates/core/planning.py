@@ -124,7 +124,7 @@ def _sight(plan: Plan, metric: Metric, half: Half, rate_rps: float, share: float
             return None
         rate = (bad + 0.5) / (n + 1)
         margin = shares.margin_of(metric, [(bad, n)])
-        needs = {Aspect.RATE: shares.proof_needed(plan, rate, margin, share)}
+        needs = {Aspect.RATE: shares.proof_needed(metric, plan, rate, margin, share)}
         margins = {Aspect.RATE: math.exp(margin)}
         seen, baseline = shares.detectable(rate, got, share, deviations), rate
     else:

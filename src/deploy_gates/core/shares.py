@@ -27,8 +27,10 @@ _HARM: Floats = np.log([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 200.0])
 _HARM_PRIOR = sequential.prior(0.7, 1.2, 2, 1.7, 1.7, 1.2, 1, 1.5)
 """How much worse a bad candidate may be. The outage has a large part: the sooner it is found, the better."""
 _SAFE: Floats = np.array([0.0, 0.35, -0.5])
-_SAFE_PRIOR = sequential.prior(7, 2, 1)
 """Where the truth lies for a good candidate, as parts of the way from no difference to the margin."""
+_RARE: Floats = np.array([0.1, 0.4])
+"""And where bad outcomes are rare: parts of the margin in points. Who is worse by it has at least so many."""
+_SAFE_PRIOR = sequential.prior(6, 1.8, 0.8, 0.9, 0.5)
 _NEAR = np.array([2, 4, 6, 9, 13, 18, 25, 35, 50])
 _NEAR_PRIOR = sequential.prior(1, 2, 2, 2, 2, 2, 1, 1, 0.5)
 """Alternatives of the confidence sequence: so many steps of the grid away, on both sides."""
@@ -45,7 +47,7 @@ class ShareSums:
     worst: Floats = field(default_factory=lambda: np.full(len(_GRID), -np.inf))
     """The highest e-value each odds ratio ever had against it, as a logarithm."""
     harm: Floats = field(default_factory=lambda: np.zeros(len(_HARM)))
-    safe: Floats = field(default_factory=lambda: np.zeros(len(_SAFE)))
+    safe: Floats = field(default_factory=lambda: np.zeros(len(_SAFE_PRIOR)))
     proved: float = 0.0
     """The highest e-value there ever was against "worse by the margin", as a logarithm."""
     law: Floats = field(default_factory=lambda: np.ones(1))
@@ -78,7 +80,7 @@ class ShareSums:
         log_l = bad_c * thetas - sequential.log_mean_odds(thetas, total, marked, n_c)
         harm_end = len(_GRID) + len(_HARM)
         grid = self.grid + log_l[: len(_GRID)]
-        safe = self.safe + log_l[harm_end + 1 : -1] - log_l[-1]
+        safe = self.safe + np.append(log_l[harm_end + 1 : -1] - log_l[-1], _rare(metric, bad_c, n_c))
         low, law = sequential.hypergeometric(total, marked, n_c, log_theta=base)
         return replace(
             taught,
@@ -124,24 +126,35 @@ class ShareSums:
                 bounds=bounds if has_bad else Bounds(),
                 margin_ratio=math.exp(self.margin),
                 log_e_safe=self.proved,
-                needed=self._needed(plan) if self.proved < -math.log(plan.false_promotion) else None,
+                needed=self._needed(metric, plan) if self.proved < -math.log(plan.false_promotion) else None,
             ),
         )
 
-    def _needed(self, plan: Plan) -> int | None:
+    def _needed(self, metric: Metric, plan: Plan) -> int | None:
         rate = (self.expected + 0.5) / (self.seen + 1)
         share = self.seen / (self.seen + self.seen_baseline)
-        return proof_needed(plan, rate, self.margin, share, self.safe)
+        return proof_needed(metric, plan, rate, self.margin, share, self.safe)
+
+
+def _rare(metric: Metric, bad: float, n: float) -> Floats:
+    """E-values, as logarithms, against a rate of the margin in points or more: the candidate's alone.
+
+    They are valid whatever the baseline does, and all there is where neither arm has a bad outcome.
+    """
+    if metric.margin_pt is None:
+        return np.zeros(len(_RARE))
+    most = metric.margin_pt / 100
+    return np.asarray(bad * np.log(_RARE) + (n - bad) * (np.log1p(-_RARE * most) - math.log1p(-most)))
 
 
 def proof_needed(
-    plan: Plan, rate: float, margin: float, share: float, so_far: Floats | None = None
+    metric: Metric, plan: Plan, rate: float, margin: float, share: float, so_far: Floats | None = None
 ) -> int | None:
     """About so many more of the candidate prove the margin (a logarithm), if it is as the baseline."""
     thetas = np.append(margin * _SAFE, margin)
     rows = np.stack([np.zeros_like(thetas), thetas], axis=1)
     log_l = rate * thetas - sequential.log_mean_each(rows, np.array([1 - rate, rate]), share)
-    growth = log_l[:-1] - log_l[-1]
+    growth = np.append(log_l[:-1] - log_l[-1], _rare(metric, rate, 1.0))
     lacking = -math.log(plan.false_promotion) - np.log(_SAFE_PRIOR)
     return sequential.needed(lacking - (0.0 if so_far is None else so_far), growth)
 
@@ -158,13 +171,13 @@ def detectable(rate: float, n: float, share: float, deviations: float) -> float 
 
 def margin_of(metric: Metric, past: Sequence[tuple[int, int]]) -> float:
     """The logarithm of the odds ratio that is refused, at the baseline's rate in `past`: (bad, all)."""
-    if metric.margin_ratio is not None:
-        return math.log(metric.margin_ratio)
-    assert metric.margin_pt is not None
+    ratio = math.log(metric.margin_ratio) if metric.margin_ratio is not None else 1e-6
+    if metric.margin_pt is None:
+        return ratio
     bad, n = (sum(each[at] for each in past) for at in (0, 1))
     rate = (bad + 0.5) / (n + 1)
     worse = min(rate + metric.margin_pt / 100, 1 - 0.25 / (n + 1))
-    return max(math.log(worse / (1 - worse)) - math.log(rate / (1 - rate)), 1e-6)
+    return max(math.log(worse / (1 - worse)) - math.log(rate / (1 - rate)), ratio)
 
 
 def _doubt(grid: Floats) -> Floats:

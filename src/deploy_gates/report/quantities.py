@@ -114,7 +114,7 @@ def margin_words(decision: Decision, reading: Reading) -> str:
     metric = planned(decision, reading)
     if reading.margin_ratio is None and reading.kind is Kind.AMOUNT:
         return "–"
-    if metric is not None and metric.margin_pt is not None:
+    if metric is not None and metric.margin_pt is not None and metric.margin_ratio is None:
         return _signed(metric.margin_pt if metric.better is Better.LOWER else -metric.margin_pt, 1, "pt")
     return change_words(reading, reading.margin_ratio)
 
