@@ -708,3 +708,14 @@ def test_standard_input_may_be_gzipped_and_is_named_in_errors(reader: subprocess
 
     assert output.startswith(b"5000 100\n")
     assert b"StreamError: standard input, line 4001: the gzip data ends here" in errors
+
+
+def test_a_recording_of_the_baseline_alone_will_do_for_a_plan(tmp_path: Path) -> None:
+    file = tmp_path / "baseline.ndjson"
+    file.write_text("".join(f'{{"t": {at}, "arm": "baseline", "error": false}}\n' for at in range(12)))
+
+    with pytest.raises(stream.StreamError, match="one request of the candidate"):
+        list(stream.read(str(file)))
+    found = [each for _, tallies in stream.read(str(file), needs_both=False) for each in tallies]
+
+    assert sum(each.started for each in found) == 12

@@ -74,7 +74,13 @@ class StreamError(DeployGatesError):
     """Recorded observations that cannot be read, and in which line."""
 
 
-def read(path: str, *, unit: Unit | None = None, progress: Progress | None = None) -> Iterator[Step]:
+def read(
+    path: str,
+    *,
+    unit: Unit | None = None,
+    progress: Progress | None = None,
+    needs_both: bool = True,
+) -> Iterator[Step]:
     """Yield a step for each five seconds of the recording at `path`, gzipped or not; `-` is standard input.
 
     Without a unit, users are taken where keys repeat and keep their arm. A user is counted once before the
@@ -83,7 +89,7 @@ def read(path: str, *, unit: Unit | None = None, progress: Progress | None = Non
     requests without a key are left out.
 
     `StreamError`, with the line, for what is no such recording. It may come after steps that were fine: only
-    who has read to the end knows that the recording is whole.
+    who has read to the end knows that the recording is whole. Unless it `needs_both`, one arm will do.
     """
     name = "standard input" if path == "-" else path
     total: _Requests | _Users | None = None if unit is None else _total_of(unit, name)
@@ -103,7 +109,7 @@ def read(path: str, *, unit: Unit | None = None, progress: Progress | None = Non
     if total is None:
         total = _total_of(look.unit, name)
         yield from total.add(look.rows)
-    check.end()
+    check.end(needs_both)
     yield from total.end()
 
 
@@ -448,11 +454,11 @@ class _Check:
             self.arms = [self.arms[0] or bool((rows.arm == 0).any()), self.arms[1] or bool(rows.arm.any())]
         return rows, error
 
-    def end(self) -> None:
+    def end(self, needs_both: bool) -> None:
         """`StreamError` if an arm is missing, or everything."""
         if self.first is None:
             raise StreamError(f"{self.name} is empty: it holds no observation", hint=_EXAMPLE)
-        if not all(self.arms):
+        if needs_both and not all(self.arms):
             missing, there = ("candidate", "baseline") if self.arms[0] else ("baseline", "candidate")
             raise StreamError(
                 f"{self.name}, line {self.lines}: the recording ends without one request of the {missing}; "

@@ -667,7 +667,8 @@ def _recorded_baseline(asked: argparse.Namespace) -> list[Tally]:
     from deploy_gates.core.tally import Arm, Unit
 
     found: list[Tally] = []
-    for at_ms, tallies in stream.read(asked.recorded, unit=Unit(asked.unit) if asked.unit else None):
+    unit = Unit(asked.unit) if asked.unit else None
+    for at_ms, tallies in stream.read(asked.recorded, unit=unit, needs_both=False):
         found += [each for each in tallies if each.arm is Arm.BASELINE]
         if found and at_ms - found[0].start_ms >= asked.minutes * 60_000:
             break
