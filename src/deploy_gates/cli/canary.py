@@ -15,8 +15,18 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
-from deploy_gates.cli.record import _positive, _store, _stored, _terminal
+from deploy_gates.cli.frame import (
+    DONE,
+    REFUSED,
+    Commands,
+    command,
+    group,
+    opened,
+    positive,
+    print_json,
+    stored,
+    terminal,
+)
 from deploy_gates.core.canonical import Json
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import SettingsError, WorkspaceError
@@ -59,7 +69,7 @@ def add(commands: Commands) -> None:
 
 
 def _add_watch(canaries: Commands) -> None:
-    watch = _stored(
+    watch = stored(
         canaries,
         "watch",
         _watch,
@@ -106,7 +116,7 @@ def _add_simulate(canaries: Commands) -> None:
         "-o", "--output", default="", metavar="FILE", help="write observations; .gz packs them"
     )
     simulate.add_argument(
-        "--runs", type=_positive, metavar="N", help="judge so many, and tell how often each decision came"
+        "--runs", type=positive, metavar="N", help="judge so many, and tell how often each decision came"
     )
     traffic = simulate.add_argument_group("what differs from the scenario")
     for option, (_, kind, metavar, said) in _TRAFFIC.items():
@@ -140,7 +150,7 @@ _TRAFFIC: dict[str, tuple[str, type, str, str]] = {
 
 
 def _add_plan(canaries: Commands) -> None:
-    plan = _stored(
+    plan = stored(
         canaries,
         "plan",
         _foresee,
@@ -178,14 +188,12 @@ def _add_pair(canaries: Commands) -> None:
         help='inputs, one JSON object a line: {"body": "…"} or {"id": "a", "inputs": {…}} '
         "(default: the golden cases)",
     )
-    pair.add_argument(
-        "--repeat", type=_positive, default=1, metavar="N", help="ask each so often (default 1)"
-    )
+    pair.add_argument("--repeat", type=positive, default=1, metavar="N", help="ask each so often (default 1)")
     pair.add_argument(
         "--budget", default="", metavar="USD", help="spend no more (default: as the settings say)"
     )
     pair.add_argument(
-        "--in-flight", type=_positive, default=4, metavar="N", help="so many pairs at once (default 4)"
+        "--in-flight", type=positive, default=4, metavar="N", help="so many pairs at once (default 4)"
     )
     pair.add_argument("--save", default="", metavar="FILE", help="keep the pairs, one a line")
     pair.add_argument(
@@ -337,7 +345,7 @@ def _watch(asked: argparse.Namespace) -> int:
     plan, report, screen = _plan(asked), _report(asked), _Screen(asked.json)
     history: list[Decision] = []
     unit = Unit(asked.unit) if asked.unit else None
-    with _store(asked) as store:
+    with opened(asked) as store:
         watched = watching.watch(store, plan, asked.config, asked.env, source, unit=unit, delay_s=delay_s)
         for look in watched:
             if look.problem:
@@ -629,7 +637,7 @@ def _foresee(asked: argparse.Namespace) -> int:
     if asked.json:
         print_json(finite(_foreseen(found)))
     else:
-        for line in canary.sight(found, plan, _terminal()):
+        for line in canary.sight(found, plan, terminal()):
             print(line)
     return DONE if found.is_enough else REFUSED
 
@@ -683,7 +691,7 @@ def _served_baseline(asked: argparse.Namespace) -> list[Tally]:
         raise SettingsError("whose traffic?", hint="deploy-gates canary plan NAME, or --from FILE")
     until_ms = int(clock.now().timestamp() * 1000) // BIN_MS * BIN_MS
     since_ms = until_ms - int(asked.minutes * 60_000) // BIN_MS * BIN_MS
-    with _store(asked) as store:
+    with opened(asked) as store:
         found = list(store.tallies(asked.config, asked.env, since_ms=since_ms, until_ms=until_ms))
     unit = Unit(asked.unit or Unit.REQUEST)
     return [each for each in found if each.arm is Arm.BASELINE and each.unit is unit]
@@ -711,7 +719,7 @@ def _pair(asked: argparse.Namespace) -> int:
     if asked.json:
         print_json(finite({"finding": finding.to_json(), "spent_nanousd": spent, "note": note or None}))
     else:
-        for line in screen.table(finding, _terminal()):
+        for line in screen.table(finding, terminal()):
             print(line)
         if note:
             print(note, file=sys.stderr)
@@ -779,7 +787,7 @@ class _Screen:
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self._is_live = sys.stdout.isatty() and not as_json
-        self._terminal: Terminal = _terminal()
+        self._terminal: Terminal = terminal()
         self._bar = Bar(sys.stderr)
         self._before: Decision | None = None
         self._drawn = 0

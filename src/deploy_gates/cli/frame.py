@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Callable
-from typing import TypeAlias
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from deploy_gates.core.canonical import Json
+from deploy_gates.core.errors import StoreUnavailable
+from deploy_gates.store import STORE_VARIABLE
+
+if TYPE_CHECKING:
+    from deploy_gates.report.record import Terminal
+    from deploy_gates.store import Store
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -44,3 +54,72 @@ def group(commands: Commands, name: str, help: str, example: str) -> Commands:
 def print_json(value: Json) -> None:
     """Print `value` as people can read it, too."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def stored(*arguments: object) -> argparse.ArgumentParser:
+    """Declare a command that looks at the store, or moves it."""
+    parser = command(*arguments)  # type: ignore[arg-type]  # the same as those of `command`
+    parser.add_argument(
+        "--store",
+        default="",
+        metavar="URL",
+        help=f"the database (default: ${STORE_VARIABLE}, or the settings)",
+    )
+    return parser
+
+
+@contextlib.contextmanager
+def opened(asked: argparse.Namespace, *, makes: bool = False) -> Iterator[Store]:
+    """The store named by the option, the variable, the settings, or the default; its tables are there.
+
+    The default store needs no ceremony: a command that `makes` it does so. Looking makes nothing.
+    """
+    from deploy_gates import workspace
+    from deploy_gates.store import DEFAULT_URL, open_store
+
+    root = workspace.find_root(Path.cwd())
+    url = store_url(asked, root)
+    store = open_store(url, root=root)
+    is_default = url == DEFAULT_URL
+    try:
+        if is_default and (makes or (root / DEFAULT_URL.removeprefix("sqlite:///")).exists()):
+            store.upgrade()
+        elif is_default:
+            raise StoreUnavailable(
+                f"there is no store in {root} yet",
+                hint="`deploy-gates promote` makes one; --store or DEPLOY_GATES_STORE name another",
+            )
+        store.check()
+        yield store
+    finally:
+        store.close()
+
+
+def store_url(asked: argparse.Namespace, root: Path) -> str:
+    """Which store the option, the variable, the settings, or nobody names."""
+    from deploy_gates import settings
+    from deploy_gates.store import DEFAULT_URL
+
+    return asked.store or os.environ.get(STORE_VARIABLE, "") or settings.load(root).store or DEFAULT_URL
+
+
+def terminal() -> Terminal:
+    """What the screen that data goes to can show."""
+    from deploy_gates.report.record import WIDTH_MIN, Terminal
+
+    is_terminal = sys.stdout.isatty()
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    width = os.get_terminal_size().columns if is_terminal else 96
+    return Terminal(
+        width=min(max(width, WIDTH_MIN), 120),
+        color=is_terminal and not os.environ.get("NO_COLOR"),
+        unicode=encoding.startswith("utf"),
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return number

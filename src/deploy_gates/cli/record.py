@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import getpass
 import os
 import sys
-from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json
+from deploy_gates.cli.frame import (
+    DONE,
+    REFUSED,
+    Commands,
+    group,
+    opened,
+    positive,
+    print_json,
+    store_url,
+    stored,
+    terminal,
+)
 from deploy_gates.core.canonical import Json, JsonObject, short
 from deploy_gates.core.config import ENVIRONMENTS
-from deploy_gates.core.errors import Refusal, Refused, SettingsError, StoreUnavailable
-from deploy_gates.store import STORE_VARIABLE
+from deploy_gates.core.errors import Refusal, Refused, SettingsError
 
 if TYPE_CHECKING:
     from deploy_gates.core.promotion import Event, Moved, Standing, Token
-    from deploy_gates.report.record import Terminal
     from deploy_gates.settings import Settings
     from deploy_gates.store import Store
 
@@ -29,7 +36,7 @@ ACTOR_VARIABLES = ("DEPLOY_GATES_ACTOR", "GITHUB_ACTOR", "GITLAB_USER_LOGIN")
 
 def add(commands: Commands) -> None:
     """Add these commands to the parser."""
-    promote = _stored(
+    promote = stored(
         commands,
         "promote",
         _promote,
@@ -48,7 +55,7 @@ def add(commands: Commands) -> None:
     )
     _says_why(promote)
 
-    rollback = _stored(
+    rollback = stored(
         commands,
         "rollback",
         _rollback,
@@ -60,11 +67,11 @@ def add(commands: Commands) -> None:
     rollback.add_argument("--digest", default="", help="go back to this one (default: the one before)")
     _says_why(rollback)
 
-    status = _stored(commands, "status", _status, "tell what runs where, since when, and who follows")
+    status = stored(commands, "status", _status, "tell what runs where, since when, and who follows")
     status.add_argument("config", nargs="?", default="", metavar="NAME", help="only this config")
     status.add_argument("--env", default="", choices=("", *ENVIRONMENTS), help="only this environment")
 
-    log = _stored(
+    log = stored(
         commands,
         "log",
         _log,
@@ -74,14 +81,14 @@ def add(commands: Commands) -> None:
     log.add_argument("config", nargs="?", default="", metavar="NAME", help="only this config")
     log.add_argument("--env", default="", choices=("", *ENVIRONMENTS), help="only this environment")
     log.add_argument(
-        "--limit", type=_positive, default=20, help="so many events of each deployment (default 20)"
+        "--limit", type=positive, default=20, help="so many events of each deployment (default 20)"
     )
     log.add_argument(
         "--verify", action="store_true", help="check that no event was edited, removed, or reordered"
     )
 
     stores = group(commands, "store", "create or migrate the store", "deploy-gates store upgrade")
-    _stored(
+    stored(
         stores,
         "upgrade",
         _upgrade,
@@ -96,7 +103,7 @@ def _add_tokens(commands: Commands) -> None:
     tokens = group(
         commands, "token", "tokens for the HTTP API", "deploy-gates token create triage-service --scope read"
     )
-    create = _stored(
+    create = stored(
         tokens,
         "create",
         _create_token,
@@ -107,15 +114,15 @@ def _add_tokens(commands: Commands) -> None:
     create.add_argument(
         "--scope", action="append", required=True, choices=["read", "report", "promote"], help="repeatable"
     )
-    _stored(tokens, "list", _list_tokens, "list all tokens, without their secrets", "deploy-gates token list")
-    revoke = _stored(
+    stored(tokens, "list", _list_tokens, "list all tokens, without their secrets", "deploy-gates token list")
+    revoke = stored(
         tokens, "revoke", _revoke_token, "take a token out of force", "deploy-gates token revoke 5f3a9c21"
     )
     revoke.add_argument("id", help="as `token list` shows it")
 
 
 def _add_serve(commands: Commands) -> None:
-    serve = _stored(
+    serve = stored(
         commands,
         "serve",
         _serve,
@@ -139,23 +146,12 @@ def _add_serve(commands: Commands) -> None:
     )
 
 
-def _stored(*arguments: object) -> argparse.ArgumentParser:
-    parser = command(*arguments)  # type: ignore[arg-type]  # the same as those of `command`
-    parser.add_argument(
-        "--store",
-        default="",
-        metavar="URL",
-        help=f"the database (default: ${STORE_VARIABLE}, or the settings)",
-    )
-    return parser
-
-
 def _says_why(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", default="", help="why, for the log")
     parser.add_argument("--by", default="", metavar="NAME", help="who does it (default: the user)")
     parser.add_argument("--key", default="", help="an idempotency key: the same move is made once")
     parser.add_argument(
-        "--expect", type=_positive, metavar="REVISION", help="refuse if the environment has moved on"
+        "--expect", type=positive, metavar="REVISION", help="refuse if the environment has moved on"
     )
 
 
@@ -168,7 +164,7 @@ def _promote(asked: argparse.Namespace) -> int:
     root = workspace.find_root(Path.cwd())
     settled = settings.load(root)
     weight_bp = _weight(asked.weight)
-    with _store(asked, makes=True) as store:
+    with opened(asked, makes=True) as store:
         if asked.digest:
             digest = _kept(store, asked.config, asked.digest)
             if asked.evidence:
@@ -194,7 +190,7 @@ def _promote(asked: argparse.Namespace) -> int:
 def _rollback(asked: argparse.Namespace) -> int:
     from deploy_gates import runner
 
-    with _store(asked) as store:
+    with opened(asked) as store:
         digest = _kept(store, asked.config, asked.digest) if asked.digest else ""
         moved = runner.rollback(
             store,
@@ -316,7 +312,7 @@ def _show(store: Store, moved: Moved, as_json: bool) -> int:
     if as_json:
         print_json(_standing(standing) | {"replayed": moved.replayed})
         return DONE
-    for line in record.moved(standing, moved.replayed, _terminal()):
+    for line in record.moved(standing, moved.replayed, terminal()):
         print(line)
     return DONE
 
@@ -328,12 +324,12 @@ def _status(asked: argparse.Namespace) -> int:
     from deploy_gates import clock, runner
     from deploy_gates.report import record
 
-    with _store(asked) as store:
+    with opened(asked) as store:
         standings = runner.status(store, environment=asked.env, config=asked.config)
     if asked.json:
         print_json([_standing(each) for each in standings])
         return DONE
-    for line in record.status(standings, _terminal(), now=clock.now()):
+    for line in record.status(standings, terminal(), now=clock.now()):
         print(line)
     return DONE
 
@@ -352,7 +348,7 @@ def _log(asked: argparse.Namespace) -> int:
     from deploy_gates import runner
     from deploy_gates.report import record
 
-    with _store(asked) as store:
+    with opened(asked) as store:
         deployments = [each for each in store.deployments(asked.env, asked.config) if each.revision]
         problems = (
             [said for each in deployments for said in runner.problems(store, each)] if asked.verify else []
@@ -367,9 +363,9 @@ def _log(asked: argparse.Namespace) -> int:
         verified: Json = list(problems) if asked.verify else None
         print_json({"events": [each.to_json() for each in events], "problems": verified})
         return status
-    lines = record.history(events, _terminal())
+    lines = record.history(events, terminal())
     if asked.verify:
-        lines += record.verification(deployments, problems, _terminal())
+        lines += record.verification(deployments, problems, terminal())
     for line in lines:
         print(line)
     return status
@@ -380,7 +376,7 @@ def _upgrade(asked: argparse.Namespace) -> int:
     from deploy_gates.store import open_store
 
     root = workspace.find_root(Path.cwd())
-    store = open_store(_url(asked, root), root=root)
+    store = open_store(store_url(asked, root), root=root)
     try:
         made = store.upgrade()
         _warn(store)
@@ -405,7 +401,7 @@ def _create_token(asked: argparse.Namespace) -> int:
 
     scopes = frozenset(Scope(each) for each in asked.scope)
     secret, token = tokens.issue(asked.name, scopes, created_by=_actor(), now=clock.now())
-    with _store(asked, makes=True) as store:
+    with opened(asked, makes=True) as store:
         store.put_token(token)
     if asked.json:
         print_json({"id": token.id, "token": secret})
@@ -416,7 +412,7 @@ def _create_token(asked: argparse.Namespace) -> int:
 
 
 def _list_tokens(asked: argparse.Namespace) -> int:
-    with _store(asked) as store:
+    with opened(asked) as store:
         tokens = store.tokens()
     if asked.json:
         print_json([_token(each) for each in tokens])
@@ -442,7 +438,7 @@ def _token(token: Token) -> Json:
 
 
 def _revoke_token(asked: argparse.Namespace) -> int:
-    with _store(asked) as store:
+    with opened(asked) as store:
         if not store.revoke_token(asked.id):
             raise Refused(
                 Refusal.UNKNOWN, f"there is no token {asked.id} in force", hint="deploy-gates token list"
@@ -467,14 +463,14 @@ def _serve(asked: argparse.Namespace) -> int:
     root = workspace.find_root(Path.cwd())
     settled = settings.load(root)
     keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
-    with _store(asked, makes=True) as store:
+    with opened(asked, makes=True) as store:
         _warn(store)
 
     def announce(address: str) -> None:
         print(f"serving {asked.environment} over OFREP, and everything over {address}", flush=True)
 
     server.serve(
-        _url(asked, root),
+        store_url(asked, root),
         host=asked.host,
         port=asked.port,
         announce=announce,
@@ -491,60 +487,6 @@ def _serve(asked: argparse.Namespace) -> int:
 # --- The store and the screen -------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _store(asked: argparse.Namespace, *, makes: bool = False) -> Iterator[Store]:
-    """The store named by the option, the variable, the settings, or the default; its tables are there.
-
-    The default store needs no ceremony: a command that `makes` it does so. Looking makes nothing.
-    """
-    from deploy_gates import workspace
-    from deploy_gates.store import DEFAULT_URL, open_store
-
-    root = workspace.find_root(Path.cwd())
-    url = _url(asked, root)
-    store = open_store(url, root=root)
-    is_default = url == DEFAULT_URL
-    try:
-        if is_default and (makes or (root / DEFAULT_URL.removeprefix("sqlite:///")).exists()):
-            store.upgrade()
-        elif is_default:
-            raise StoreUnavailable(
-                f"there is no store in {root} yet",
-                hint="`deploy-gates promote` makes one; --store or DEPLOY_GATES_STORE name another",
-            )
-        store.check()
-        yield store
-    finally:
-        store.close()
-
-
-def _url(asked: argparse.Namespace, root: Path) -> str:
-    from deploy_gates import settings
-    from deploy_gates.store import DEFAULT_URL
-
-    return asked.store or os.environ.get(STORE_VARIABLE, "") or settings.load(root).store or DEFAULT_URL
-
-
 def _warn(store: Store) -> None:
     for said in store.warnings():
         print(f"warning: {said}", file=sys.stderr)
-
-
-def _terminal() -> Terminal:
-    from deploy_gates.report.record import WIDTH_MIN, Terminal
-
-    is_terminal = sys.stdout.isatty()
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    width = os.get_terminal_size().columns if is_terminal else 96
-    return Terminal(
-        width=min(max(width, WIDTH_MIN), 120),
-        color=is_terminal and not os.environ.get("NO_COLOR"),
-        unicode=encoding.startswith("utf"),
-    )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return number
