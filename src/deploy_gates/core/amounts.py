@@ -51,10 +51,10 @@ _SAFE_PRIOR = sequential.prior(7, 2, 1)
 """Where the truth lies for a good candidate: the margin away from the margin, or a part of that."""
 _NEAR_SHIFTS: Floats = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 _NEAR_EXCESS: Floats = np.log([1.15, 1.5, 2.5])
-_FINE = 4
-_REACH = 40
+_FINE = 3
+_REACH = 32
 _SCALES: Floats = np.arange(-_REACH * _FINE, _REACH * _FINE + 1, dtype=np.float64) * (STEP / _FINE)
-"""Confidence sequences reach from 1.04^-40 to 1.04^40, in steps of a quarter of a bucket."""
+"""Confidence sequences reach from 1.04^-32 to 1.04^32, in steps of a third of a bucket."""
 _RATIOS: Floats = np.concatenate([np.arange(1.01, 2.0, 0.01), np.arange(2.0, 10.1, 0.1)])
 _NEAR_ASPECTS = (Aspect.SHAPE, *_QUANTILES, Aspect.MEAN)
 _NEAR_ROWS = {Aspect.SHAPE: 10, Aspect.P50: 6, Aspect.P95: 6, Aspect.P99: 6, Aspect.MEAN: 6}
@@ -345,7 +345,10 @@ def proof_needed(
         rows = law.safe_odds(aspect, _whole(margin))[:, None] * (at >= law.quantiles[aspect])
     else:
         rows = -law.bets(at) if aspect is Aspect.MEAN else law.safe_shifts(at, moved * law.counts.sum())
-    growth = rows @ moved[at] - sequential.log_mean_each(rows, ((1 - share) * f + share * moved)[at], share)
+    # The power of the mean weight stands for the mean over all choices; near no difference, that takes away
+    # as much again as the candidate's share.
+    pooled = np.log(np.exp(rows) @ ((1 - share) * f + share * moved)[at])
+    growth = (rows @ moved[at] - pooled) / (1 - share)
     lacking = -math.log(plan.false_promotion) - np.log(_SAFE_PRIOR) - (0.0 if so_far is None else so_far)
     return sequential.needed(lacking, growth)
 
