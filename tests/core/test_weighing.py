@@ -551,3 +551,18 @@ def test_a_rare_failure_that_becomes_frequent_is_not_promoted() -> None:
     found = looked(QUICK, every)
 
     assert (found.action, found.cause[0]) == (Action.ROLLBACK, ERRORS)
+
+
+def test_gaps_of_little_traffic_are_nothing_missing() -> None:
+    every = list(traffic(0, n=4, seed=31))
+    for at in range(40):
+        every.append(tally(Arm.BASELINE, at, 4, seed=31))
+        if at % 8 == 0:
+            every.append(tally(Arm.CANDIDATE, at, 1, seed=31))
+
+    decision = None
+    for start in range(START_MS - 12 * BIN_MS, START_MS + 40 * BIN_MS, BIN_MS):
+        there = [each for each in every if each.start_ms == start]
+        decision = weigh(QUICK, there, decision, at_ms=start + BIN_MS)
+        if decision.started_ms is not None and start >= START_MS:
+            assert decision.action is Action.CONTINUE

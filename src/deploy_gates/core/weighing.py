@@ -48,6 +48,8 @@ SUSPICION = math.log(10)
 """While a metric has this much evidence of harm, nothing is promoted."""
 SPLIT_LIMIT = math.log(1000)
 """At this evidence against the declared share, nothing is promoted: requests get lost or counted twice."""
+AWAITED_LEAST = 5.0
+"""No request where so many were to be expected happens seven times in a thousand."""
 DROPPED_MAX = 0.01
 """If clients lost more than this part of their outcomes, nothing is promoted."""
 
@@ -67,7 +69,8 @@ class Sums:
     silent: int = 0
     silent_baseline: int = 0
     """Bins in a row without a unit."""
-    marked: tuple[str, ...] = ()
+    awaited: float = 0.0
+    """So many units of the candidate were to be expected meanwhile, as the traffic was shared before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,6 +230,9 @@ def _bin(
         first=first,
         first_errors=first_errors,
         silent=0 if got[0] or started_ms is None else sums.silent + 1,
+        awaited=0.0
+        if got[0] or started_ms is None
+        else sums.awaited + got[1] * arms.candidate / max(arms.baseline, 1),
         silent_baseline=0 if got[1] or started_ms is None else sums.silent_baseline + 1,
     ), arms
 
@@ -298,9 +304,10 @@ def _verdict(
     if failed:
         why = f"{failed[0]} is worse at the mark of {plan.mark_s * draft.marks:.0f} s"
         return Action.ROLLBACK, why, failed
-    if sums.silent * BIN_MS >= plan.missing_limit_s * 1000:
+    if _is_silent(plan, sums) and sums.silent * BIN_MS >= plan.missing_limit_s * 1000:
         return Action.ROLLBACK, f"{draft.missing[0]}: nothing can be judged", ("missing",)
-    if max(sums.silent, sums.silent_baseline) >= plan.missing_bins or draft.log_e_split >= SPLIT_LIMIT:
+    is_silent = _is_silent(plan, sums) or sums.silent_baseline >= plan.missing_bins
+    if is_silent or draft.log_e_split >= SPLIT_LIMIT:
         return Action.HOLD, f"{draft.missing[0]}: traffic stays as it is", ()
     unproved = _unproved(draft)
     if not unproved and not draft.missing:
@@ -389,9 +396,14 @@ def _log_split(plan: Plan, sums: Sums) -> float:
     return total
 
 
+def _is_silent(plan: Plan, sums: Sums) -> bool:
+    """Whether the candidate gets no traffic although it should: with little traffic, gaps are no surprise."""
+    return sums.silent >= plan.missing_bins and (sums.awaited >= AWAITED_LEAST or sums.silent_baseline > 0)
+
+
 def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str, ...]:
     found = []
-    if sums.silent >= plan.missing_bins:
+    if _is_silent(plan, sums):
         found.append(f"the candidate got no request for {sums.silent * BIN_MS // 1000} s")
     if sums.silent_baseline >= plan.missing_bins:
         found.append(f"the baseline got no request for {sums.silent_baseline * BIN_MS // 1000} s")
