@@ -59,6 +59,8 @@ from deploy_gates.core.weighing import weigh  # noqa: E402
 OURS = "deploy-gates"
 RATES = (20, 100, 1000)
 ALPHA = 0.01
+SEEDS = 20_000
+"""Kinds of traffic that are counted together have seeds so far apart, and are independent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,9 +189,9 @@ def null(pool: Pool, scope: Scope) -> None:
             name=f"{name} {rate}/s",
             traffic=_rated(traffic, rate),
             plan=SAFETY,
-            seeds=range(scope.some(200 if rate > 500 else 600)),
+            seeds=range(first, first + scope.some(200 if rate > 500 else 600)),
         )
-        for name, traffic in NULLS.items()
+        for first, (name, traffic) in _seeded(NULLS, 100_000)
         for rate in scope.rates
         if scope.wants(name)
     ]
@@ -442,12 +444,11 @@ def coverage(pool: Pool, scope: Scope) -> None:
     """How often a confidence sequence holds the truth at all looks, under drift, and how wide it is."""
     print("95 % confidence sequences under drift: truth inside at every look, %, and the median at 300 s")
     together: dict[str, list[bool]] = {}
-    for label, base in (
-        ("no difference", NULLS["drift"]),
-        ("latency, cost +10 %", replace(NULLS["drift"], latency_ratio=1.1, cost_ratio=1.1)),
-    ):
+    worse = replace(NULLS["drift"], latency_ratio=1.1, cost_ratio=1.1)
+    kinds = {"no difference": NULLS["drift"], "latency, cost +10 %": worse}
+    for first, (label, base) in _seeded(kinds, 500_000):
         for rate in scope.rates:
-            seeds = range(50_000, 50_000 + scope.some(200 if rate < 500 else 60))
+            seeds = range(first, first + scope.some(200 if rate < 500 else 60))
             job = Job(name=label, traffic=_rated(base, rate), plan=NEVER, seeds=seeds)
             found = pool.covered(job)
             cells = []
@@ -501,9 +502,10 @@ def laws(pool: Pool, scope: Scope) -> None:
     rate = 100
     if rate not in scope.rates or scope.names:
         return
-    seeds, few = (range(60_000, 60_000 + scope.some(n)) for n in (150, 40))
+    n, n_few = scope.some(150), scope.some(40)
     jobs: list[Job] = []
-    for name, traffic in LAWS.items():
+    for first, (name, traffic) in _seeded(LAWS, 1_000_000):
+        seeds, few = range(first, first + n), range(first, first + n_few)
         jobs.append(Job(name=name, traffic=traffic, plan=SAFETY, seeds=seeds))
         jobs += [Job(name=name, traffic=each, plan=DETECTING, seeds=few) for each in _worse(traffic)]
         jobs += [
@@ -511,26 +513,31 @@ def laws(pool: Pool, scope: Scope) -> None:
             for metric, bad in _at_margins(traffic).items()
         ]
     found = iter(pool.runs(jobs))
-    print(
-        f"other laws, {rate} requests a second, {len(seeds)} canaries a cell ({len(few)} of the harmful ones)"
-    )
+    print(f"other laws, {rate} requests a second, {n} canaries a cell ({n_few} of the harmful ones)")
     print(
         "  rolled back, % (bound), of good ones; % / median seconds of harmful ones; promoted at a margin, %"
     )
     print("  CS: how often a 95 % confidence sequence holds the truth at every look, under drift, %")
     heads = (*WORSE, "at err", "at lat", "at cost", "CS err", "CS lat", "CS cost")
     print(f"  {'':<18}{'good':>16}" + "".join(f"{each:>9}" for each in heads))
-    for name, traffic in LAWS.items():
+    for first, (name, traffic) in _seeded(LAWS, 1_000_000):
         good, *rest = (next(found) for _ in range(1 + len(WORSE) + 3))
         cells = [f"{_percent(runs, OURS)}/{_median_s(runs, OURS)}" for runs in rest[: len(WORSE)]]
         cells += [f"{_promoted(runs):.1f}" for runs in rest[len(WORSE) :]]
-        inside = pool.covered(Job(name=name, traffic=replace(traffic, drift=0.5), plan=NEVER, seeds=few))
+        drifting = replace(traffic, drift=0.5)
+        inside = pool.covered(Job(name=name, traffic=drifting, plan=NEVER, seeds=range(first, first + n_few)))
         cells += [
             f"{100 * np.mean([each.inside[key] for each in inside]):.0f}"
             for key in (f"{ERRORS}.rate", f"{LATENCY}.shape", f"{COST}.shape")
         ]
         print(f"  {name:<18}{_rate(good):>16}" + "".join(f"{cell:>9}" for cell in cells))
     print("  must 1.0 for good ones (as a bound), 5 at a margin, 95 inside\n")
+
+
+def _seeded(kinds: Mapping[str, Traffic], first: int) -> Iterator[tuple[int, tuple[str, Traffic]]]:
+    """Each kind with seeds of its own: from the same seeds, all would have the same errors."""
+    for number, kind in enumerate(kinds.items()):
+        yield first + number * SEEDS, kind
 
 
 def _at_margins(traffic: Traffic) -> dict[str, Traffic]:
