@@ -1,7 +1,7 @@
 """What the canary engine promises, measured on simulated traffic, beside the rules that people use today.
 
-    python benchmarks/canary.py                                  # all tables, in minutes on two cores
-    python benchmarks/canary.py --quick                          # the same with a tenth of the runs
+    python benchmarks/canary.py                                  # all tables
+    python benchmarks/canary.py --quick                          # the same with a tenth of the runs, in minutes
     python benchmarks/canary.py --only null,speed                # some of the tables
     python benchmarks/canary.py --only drift --rates 100 --runs 2000
 
