@@ -1,12 +1,13 @@
 """What the canary engine promises, measured on simulated traffic, beside the rules that people use today.
 
     python benchmarks/canary.py                                  # all tables
-    python benchmarks/canary.py --quick                          # the same with a tenth of the runs, in minutes
+    python benchmarks/canary.py --quick                          # a tenth of the runs, in minutes
     python benchmarks/canary.py --only null,speed                # some of the tables
     python benchmarks/canary.py --only drift --rates 100 --runs 2000
 
-Every run is a canary of 300 s at 5 % of the traffic, with a minute of the baseline before and a look every
-5 s. Rates of requests are totals of both arms. Bounds are one-sided 95 % bounds of Clopper and Pearson.
+Unless a row says otherwise, a run is a canary of 300 s at 5 % of the traffic, with a minute of the baseline
+before and a look every 5 s. Rates of requests are totals of both arms. Bounds are one-sided 95 % bounds of
+Clopper and Pearson.
 """
 
 from __future__ import annotations
