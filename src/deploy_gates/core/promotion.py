@@ -43,6 +43,8 @@ class Deployment:
     weight_bp: int = 0
     """The share of keys that get the candidate, in basis points."""
     salt: str = ""
+    expires_at: datetime | None = None
+    """When clients end the canary by themselves, whoever died; `None`: never."""
     policy: str = ""
     """The digest of the policy under which evidence is admitted."""
     evidence: str = ""
@@ -66,6 +68,7 @@ class Deployment:
             "candidate": self.candidate,
             "weight_bp": self.weight_bp,
             "salt": self.salt,
+            "expires_at": self.expires_at.isoformat() if self.expires_at else None,
             "policy": self.policy,
             "evidence": self.evidence,
             "actor": self.actor,
@@ -77,7 +80,7 @@ class Deployment:
     def from_json(cls, value: Json) -> Deployment:
         """The deployment written so. `ValueError` for anything else."""
         raw = value if isinstance(value, dict) else {}
-        changed_at = raw.get("changed_at")
+        changed_at, expires_at = raw.get("changed_at"), raw.get("expires_at")
         return cls(
             config=_text(raw, "config"),
             environment=_text(raw, "environment"),
@@ -87,6 +90,7 @@ class Deployment:
             candidate=_text(raw, "candidate"),
             weight_bp=_count(raw, "weight_bp"),
             salt=_text(raw, "salt"),
+            expires_at=datetime.fromisoformat(expires_at) if isinstance(expires_at, str) else None,
             policy=_text(raw, "policy"),
             evidence=_text(raw, "evidence"),
             actor=_text(raw, "actor"),
@@ -122,6 +126,8 @@ class Move:
     """Of a canary: the share of keys, more than 0 and less than all."""
     salt: str = ""
     """Of a canary that begins; a canary that goes on keeps its own."""
+    lasts_s: float = 0.0
+    """Of a canary that begins: after so long clients end it by themselves; 0: never."""
     expected: int
     """The revision the environment is believed to be at."""
     fence: int
@@ -165,6 +171,8 @@ class Event:
     key: str
     at_ms: int
     """Milliseconds since 1970, UTC, by the clock of the store; never earlier than the event before."""
+    expires_at_ms: int = 0
+    """Of a canary: when clients end it by themselves; 0: never."""
     previous: str
     """The hash of the event before; empty for the first."""
     hash: str
@@ -173,8 +181,9 @@ class Event:
         """What the hash is taken of: every field but the hash as a netstring, one after the other.
 
         Netstrings (D. J. Bernstein, 1997) are spelled alike by SQL on both engines and by Python, and no
-        field can pretend to be two.
+        field can pretend to be two. A canary that does not expire is spelled as all were before any did.
         """
+        expires = (self.expires_at_ms,) if self.expires_at_ms else ()
         return netstrings(
             self.previous,
             self.config,
@@ -192,6 +201,7 @@ class Event:
             self.reason,
             self.key,
             self.at_ms,
+            *expires,
         )
 
     def to_json(self) -> JsonObject:
@@ -211,6 +221,7 @@ class Event:
             "reason": self.reason,
             "key": self.key,
             "at": self.at.isoformat(),
+            "expires_at_ms": self.expires_at_ms,
             "previous": self.previous,
             "hash": self.hash,
         }

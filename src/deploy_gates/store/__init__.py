@@ -14,7 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.cost import Price
+from deploy_gates.core.delivery import Delivery
 from deploy_gates.core.errors import StoreError
 from deploy_gates.core.promotion import (
     Acknowledgement,
@@ -28,6 +30,7 @@ from deploy_gates.core.promotion import (
     Serving,
     Token,
 )
+from deploy_gates.core.release import Act, Approval, Promotion, Release, State, Status, Terms
 from deploy_gates.core.tally import Tally
 
 DEFAULT_URL = "sqlite:///.deploy-gates/store.db"
@@ -38,6 +41,8 @@ LEASE_MAX = timedelta(minutes=10)
 """No lease is longer: one that claims to be was given before the clock was set back, and holds nobody up."""
 INSTANCE_TTL = timedelta(seconds=30)
 """A client that was not seen for so long is gone: it says that it is there every ten seconds."""
+CLAIM_TTL = timedelta(seconds=60)
+"""So long one sender has for a delivery before another one tries."""
 TALLIES_KEPT = timedelta(days=14)
 ROWS_MAX = 10_000
 """How many rows one read returns at most."""
@@ -68,7 +73,7 @@ class Watcher(Protocol):
 
 
 class Store(Protocol):
-    """About twenty calls, each one transaction. Every call may raise `StoreUnavailable`.
+    """Some forty calls, each one transaction. Every call may raise `StoreUnavailable`.
 
     One store may be used by many threads.
     """
@@ -174,13 +179,78 @@ class Store(Protocol):
     def revoke_token(self, id: str) -> bool:
         """Whether there was such a token in force; it is not any more."""
 
+    # Promotions
+
+    def propose(self, release: Release, *, until: str, policy: str, terms: Terms) -> Promotion:
+        """Put a release on its way; the promotion that is under way already where it is the same digest.
+
+        One promotion of a config runs at a time. Another one is queued, and supersedes what was queued
+        before it. One that stands still (nobody holds its lease, and it has no candidate in any
+        environment) is superseded as well, and the new one runs. `Refused` where the config is not kept.
+        """
+
+    def promotion(self, id: int) -> Promotion | None:
+        """One promotion, with its journal."""
+
+    def promotions(
+        self, config: str = "", *, is_open: bool = False, before: int = 0, limit: int = 100
+    ) -> tuple[Promotion, ...]:
+        """Promotions with their journals, newest first: of a config, under way, numbered below `before`."""
+
+    def take(self, id: int, owner: str, ttl: timedelta = LEASE_TTL) -> Promotion:
+        """Take the lease of a promotion, with the next fence; one that is queued runs if its turn has come.
+
+        `Refused` with `LEASE` while another runner holds it, with `STATE` where it has ended or is still
+        queued. The same owner asking again gets the next fence as well.
+        """
+
+    def keep_on(self, promotion: Promotion, ttl: timedelta = LEASE_TTL) -> None:
+        """Hold the lease for longer. `Refused` once it has expired or somebody has taken over."""
+
+    def let_go(self, promotion: Promotion) -> None:
+        """Give the lease back; nothing happens where it is another's by now."""
+
+    def write(
+        self, promotion: Promotion, act: Act, environment: str, status: Status, data: JsonObject
+    ) -> Promotion:
+        """Add a row to the journal under the fence; the promotion as it is then. `Refused` by the fence."""
+
+    def conclude(self, promotion: Promotion, state: State, conclusion: str) -> Promotion:
+        """End it under the fence, for good, and give the lease back. The one that is queued may run."""
+
+    def approve(self, approval: Approval) -> None:
+        """Keep an approval, by the clock of the store; the first of a person counts."""
+
+    def approvals(self, config: str, digest: str = "") -> tuple[Approval, ...]:
+        """Who has approved what, oldest first."""
+
     # Notifications
 
     def outbox(self, limit: int = ROWS_MAX) -> tuple[Event, ...]:
         """The moves nobody has been told of yet, oldest first."""
 
-    def told(self, event: Event) -> None:
-        """Somebody was told of this move: it leaves the outbox."""
+    def told(self, event: Event, deliveries: Sequence[Delivery] = ()) -> None:
+        """This move leaves the outbox, and these deliveries are kept, in one transaction."""
+
+    def untold(self, limit: int = ROWS_MAX) -> tuple[Promotion, ...]:
+        """The promotions that have changed since they were last `announced`, the longest ago first."""
+
+    def announced(self, promotion: Promotion, deliveries: Sequence[Delivery] = ()) -> None:
+        """The promotion was told of as it is here, and these deliveries are kept, in one transaction.
+
+        What was written to it meanwhile is still untold. A delivery that is kept already is not kept twice.
+        """
+
+    def due(self, *, limit: int = 100, claim: timedelta = CLAIM_TTL) -> tuple[Delivery, ...]:
+        """Deliveries to try now, oldest first, each its thread's first; nobody else gets them for `claim`."""
+
+    def settle(self, delivery: Delivery) -> None:
+        """Keep how a try ended: its state, attempts, next try, external id, and error."""
+
+    def deliveries(
+        self, *, thread: str = "", channel: str = "", state: str = "", limit: int = 100
+    ) -> tuple[Delivery, ...]:
+        """Deliveries, the newest first."""
 
     def close(self) -> None:
         """Let go of the connections. A closed store is not used again."""
