@@ -105,9 +105,11 @@ def promote(
     key: str = "",
     expected: int | None = None,
     adopt_policy: bool = False,
+    lasts_s: float = 0.0,
 ) -> Moved:
     """Bring a digest into an environment: to everybody, or with `weight_bp` to a share, as a canary.
 
+    A canary that begins is ended by the clients themselves after `lasts_s`; 0: never.
     `policy` is the digest of the policy that its evidence has to be under. `Refused` says why not. The same
     `key` makes the same move once.
     """
@@ -121,6 +123,7 @@ def promote(
                 digest=digest,
                 weight_bp=weight_bp or 0,
                 salt="" if weight_bp is None else secrets.token_hex(8),
+                lasts_s=0.0 if weight_bp is None else lasts_s,
                 expected=lease.revision if expected is None else expected,
                 fence=lease.fence,
                 policy=policy,

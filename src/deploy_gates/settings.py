@@ -6,14 +6,17 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from deploy_gates import documents
 from deploy_gates.core.canary import Better, Inconclusive, Kind, Metric, Plan, checked, declared_metric
 from deploy_gates.core.canonical import Json, JsonObject, digest
 from deploy_gates.core.cost import Price
 from deploy_gates.core.errors import SettingsError
+from deploy_gates.core.freezing import Window
 from deploy_gates.core.gate import GateName
 from deploy_gates.core.policy import CostPolicy, DeclaredModel, GoldenPolicy, Policy
 from deploy_gates.documents import Document
@@ -21,6 +24,20 @@ from deploy_gates.documents import Document
 FILE = "pyproject.toml"
 POLICY_KEYS = ("optional", "type", "unit", "integration", "golden", "cost", "models")
 """What decides a verdict; the rest only says where things lie."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shipping:
+    """How a release travels to production."""
+
+    weight_bp: int = 500
+    """The share of production that a canary gets, in basis points."""
+    smoke: bool = True
+    hold_s: float = 3600.0
+    """How long a canary that a person is to decide may stay."""
+    approvals: Mapping[str, int] = field(default_factory=dict)
+    """How many people have to approve, by environment."""
+    freezes: tuple[Window, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +62,9 @@ class Settings:
     canary: Plan = field(default_factory=Plan)
     prometheus: Mapping[str, Json] = field(default_factory=dict)
     """Where the tallies of a canary come from if not from clients; empty: from clients."""
+    canary_table: JsonObject = field(default_factory=dict)
+    """The table `[tool.deploy_gates.canary]` as written: what a promotion keeps, to be read anywhere."""
+    ship: Shipping = field(default_factory=Shipping)
 
 
 def load(root: Path) -> Settings:
@@ -110,8 +130,10 @@ def _settings(raw: Mapping[str, Json]) -> Settings:
         key_file=str(evidence.get("key_file", "")),
         key_env=str(evidence.get("key_env", "")),
         public_keys=_strings(evidence, "public_keys"),
-        canary=_canary(_table(raw, "canary")),
+        canary=canary_plan(_table(raw, "canary")),
         prometheus=_table(_table(raw, "canary"), "prometheus"),
+        canary_table=_jsonable_table(_table(raw, "canary")),
+        ship=_shipping(_table(raw, "ship")),
     )
 
 
@@ -135,7 +157,8 @@ def _policy(raw: Mapping[str, Json]) -> Policy:
     )
 
 
-def _canary(raw: Mapping[str, Json]) -> Plan:
+def canary_plan(raw: Mapping[str, Json]) -> Plan:
+    """The plan that the table `[tool.deploy_gates.canary]` declares, past its schema. `SettingsError`."""
     default = Plan()
     metrics = _table(raw, "metrics")
     declared = {name: _table(metrics, name) for name in metrics}
@@ -189,6 +212,58 @@ def _metric(known: Metric, raw: Mapping[str, Json]) -> Metric:
     )
 
 
+def _shipping(raw: Mapping[str, Json]) -> Shipping:
+    default = Shipping()
+    weight = _float(raw, "weight", default.weight_bp / 100) * 100
+    if abs(weight - round(weight)) > 1e-6 or not 1 <= round(weight) < 10_000:
+        raise SettingsError(f"{FILE}: tool.deploy_gates.ship.weight goes in steps of 0.01 percent")
+    freezes = raw.get("freezes", [])
+    assert isinstance(freezes, list), freezes
+    return Shipping(
+        weight_bp=round(weight),
+        smoke=bool(raw.get("smoke", default.smoke)),
+        hold_s=_float(raw, "hold_s", default.hold_s),
+        approvals={name: int(str(count)) for name, count in _table(raw, "approvals").items()},
+        freezes=tuple(_window(each, at) for at, each in enumerate(freezes)),
+    )
+
+
+def _window(raw: Json, at: int) -> Window:
+    assert isinstance(raw, dict), raw
+    place = f"{FILE}: tool.deploy_gates.ship.freezes[{at}]"
+    environment, reason = str(raw.get("environment", "production")), str(raw.get("reason", ""))
+    if "weekly" not in raw:
+        since, until = (_moment(str(raw[key]), f"{place}.{key}") for key in ("since", "until"))
+        if since >= until:
+            raise SettingsError(f"{place} ends before it begins")
+        return Window(environment=environment, since=since, until=until, reason=reason)
+    weekday, clock = str(raw["weekly"]).split(" ")
+    timezone = str(raw.get("timezone", "UTC"))
+    try:
+        ZoneInfo(timezone)
+    except (KeyError, ValueError, OSError) as error:
+        raise SettingsError(
+            f"{place}.timezone {timezone!r} is not known; for example Europe/Berlin"
+        ) from error
+    return Window(
+        environment=environment,
+        weekday=weekday,
+        hour=int(clock[:2]),
+        minute=int(clock[3:]),
+        hours=_float(raw, "hours", 0.0),
+        timezone=timezone,
+        reason=reason,
+    )
+
+
+def _moment(text: str, place: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise SettingsError(f"{place} {text!r} is no time: 2026-12-20T00:00:00Z") from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 def _model(raw: Mapping[str, Json]) -> DeclaredModel:
     price = None
     if "input_usd_per_mtok" in raw:
@@ -234,6 +309,10 @@ def _float(raw: Mapping[str, Json], key: str, default: float) -> float:
     value = raw.get(key, default)
     assert isinstance(value, int | float), value
     return float(value)
+
+
+def _jsonable_table(raw: Mapping[str, Json]) -> JsonObject:
+    return {key: _jsonable(each) for key, each in raw.items()}
 
 
 def _jsonable(value: object) -> Json:

@@ -391,6 +391,9 @@ def _in_environment(promotion: Promotion, here: Deployment, facts: Facts) -> Nex
         return _verifying(promotion, here)
     if promotion.last(Act.ROLLBACK, here.environment) is not None:  # made, and not said yet
         return Conclude(state=State.ROLLED_BACK, reason=here.reason)
+    refused = _refused(promotion, here, Act.PROMOTE, Act.CANARY)
+    if refused is not None:
+        return Conclude(state=State.BLOCKED, reason=refused.said)
     if promotion.outcome(Act.PROMOTE, here.environment) is not None:
         return Conclude(state=State.ABORTED, reason=_moved_away(here))
     waiting = _waiting(promotion, here, facts)
@@ -458,6 +461,8 @@ def _in_canary(promotion: Promotion, here: Deployment, facts: Facts) -> Next | N
     if here.baseline == digest:
         return None  # to everybody: decided so, or by somebody's hand
     begun = promotion.outcome(Act.CANARY, here.environment)
+    if not here.candidate and (refused := _refused(promotion, here, Act.CANARY)):
+        return Conclude(state=State.BLOCKED, reason=refused.said)
     if not here.candidate and begun is None:
         waiting = _waiting(promotion, here, facts)
         return waiting or Step(act=Act.CANARY, environment=here.environment, reason=promotion.release.reason)
@@ -469,6 +474,8 @@ def _in_canary(promotion: Promotion, here: Deployment, facts: Facts) -> Next | N
         return Conclude(state=state, reason=_moved_away(here))
     if begun is None:
         return Step(act=Act.CANARY, environment=here.environment, reason=promotion.release.reason)
+    if refused := _refused(promotion, here, Act.PROMOTE):  # its evidence was revoked under way
+        return Step(act=Act.ROLLBACK, environment=here.environment, reason=refused.said)
     if analysis is not None and analysis.status is Status.FAILED:
         return Step(act=Act.ROLLBACK, environment=here.environment, reason=analysis.said)
     if analysis is not None and analysis.data.get("action") == Action.PROMOTE.value:
@@ -480,6 +487,12 @@ def _in_canary(promotion: Promotion, here: Deployment, facts: Facts) -> Next | N
             reason="nobody decided the canary before its deadline, so its clients were back already",
         )
     return Step(act=Act.ANALYSIS, environment=here.environment)
+
+
+def _refused(promotion: Promotion, here: Deployment, *acts: Act) -> Entry | None:
+    """The move into this environment that the store has refused for good."""
+    found = (promotion.outcome(each, here.environment) for each in acts)
+    return next((each for each in found if each is not None and each.status is Status.FAILED), None)
 
 
 def _moved_away(here: Deployment) -> str:
