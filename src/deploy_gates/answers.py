@@ -48,14 +48,19 @@ class Answers:
         started: datetime,
         processes: int = 1,
         on_progress: Callable[[Totals], None] | None = None,
+        keeps: bool = True,
     ) -> None:
-        """`processes` share the budget in equal parts: none knows what the others spend."""
+        """`processes` share the budget in equal parts: none knows what the others spend.
+
+        With `keeps` false nothing that is asked is written anywhere.
+        """
         self.root = root
         self.settings = settings
         self.budget_usd = budget_usd
         self.notes: list[str] = []
         self._asked_for = record
         self._on_progress = on_progress
+        self._keeps = keeps
         self._count_tokens = tokens.Tokenizer(root / STATE_FOLDER)
         self._budget = Budget(nanousd(budget_usd) // processes)
         self._engines: dict[tuple[str, bool], Engine] = {}
@@ -131,7 +136,7 @@ class Answers:
                 recorded=change.recordings,
                 endpoint=self._endpoint(config) if may and config else None,
                 record=record if may else Record.NONE,
-                journal=self._journals[change.name] if may else None,
+                journal=self._journals[change.name] if may and self._keeps else None,
                 price=self._cost_nanousd,
                 estimate=self._worst_case,
                 now=clock.now,

@@ -320,6 +320,8 @@ class Step:
     environment: str = ""
     reason: str = ""
     """Of a move: why, for the log."""
+    expected: int = 0
+    """Of a move: the revision this was decided at. Whoever moves the environment meanwhile prevents it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -402,7 +404,7 @@ def _in_environment(promotion: Promotion, here: Deployment, facts: Facts) -> Nex
     # The first release of a config has nothing to be compared with: everybody gets it.
     is_first = not here.baseline
     act = Act.CANARY if here.environment == PRODUCTION and not is_first else Act.PROMOTE
-    return Step(act=act, environment=here.environment, reason=promotion.release.reason)
+    return _move(act, here, promotion.release.reason)
 
 
 def _waiting(promotion: Promotion, here: Deployment, facts: Facts) -> Hold | None:
@@ -452,7 +454,7 @@ def _verifying(promotion: Promotion, here: Deployment) -> Next | None:
         return None
     if promotion.last(Act.PROMOTE, here.environment) is None:
         return Conclude(state=State.ABORTED, reason=smoke.said)  # it stood there before: nothing is ours
-    return Step(act=Act.ROLLBACK, environment=here.environment, reason=smoke.said)
+    return _move(Act.ROLLBACK, here, smoke.said)
 
 
 def _in_canary(promotion: Promotion, here: Deployment, facts: Facts) -> Next | None:
@@ -473,20 +475,21 @@ def _in_canary(promotion: Promotion, here: Deployment, facts: Facts) -> Next | N
         state = State.ROLLED_BACK if here.kind == "rollback" else State.ABORTED
         return Conclude(state=state, reason=_moved_away(here))
     if begun is None:
-        return Step(act=Act.CANARY, environment=here.environment, reason=promotion.release.reason)
+        return _move(Act.CANARY, here, promotion.release.reason)
     if refused := _refused(promotion, here, Act.PROMOTE):  # its evidence was revoked under way
-        return Step(act=Act.ROLLBACK, environment=here.environment, reason=refused.said)
+        return _move(Act.ROLLBACK, here, refused.said)
     if analysis is not None and analysis.status is Status.FAILED:
-        return Step(act=Act.ROLLBACK, environment=here.environment, reason=analysis.said)
+        return _move(Act.ROLLBACK, here, analysis.said)
     if analysis is not None and analysis.data.get("action") == Action.PROMOTE.value:
-        return Step(act=Act.PROMOTE, environment=here.environment, reason=analysis.said)
+        return _move(Act.PROMOTE, here, analysis.said)
     if here.expires_at is not None and facts.now >= here.expires_at:
-        return Step(
-            act=Act.ROLLBACK,
-            environment=here.environment,
-            reason="nobody decided the canary before its deadline, so its clients were back already",
-        )
+        reason = "nobody decided the canary before its deadline, so its clients were back already"
+        return _move(Act.ROLLBACK, here, reason)
     return Step(act=Act.ANALYSIS, environment=here.environment)
+
+
+def _move(act: Act, here: Deployment, reason: str) -> Step:
+    return Step(act=act, environment=here.environment, reason=reason, expected=here.revision)
 
 
 def _refused(promotion: Promotion, here: Deployment, *acts: Act) -> Entry | None:
