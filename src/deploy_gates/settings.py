@@ -65,6 +65,8 @@ class Settings:
     canary_table: JsonObject = field(default_factory=dict)
     """The table `[tool.deploy_gates.canary]` as written: what a promotion keeps, to be read anywhere."""
     ship: Shipping = field(default_factory=Shipping)
+    notify: Mapping[str, Json] = field(default_factory=dict)
+    """Who is told of promotions: the table as it is, for `notify.Telling`; empty: nobody."""
 
 
 def load(root: Path) -> Settings:
@@ -134,6 +136,7 @@ def _settings(raw: Mapping[str, Json]) -> Settings:
         prometheus=_table(_table(raw, "canary"), "prometheus"),
         canary_table=_jsonable_table(_table(raw, "canary")),
         ship=_shipping(_table(raw, "ship")),
+        notify=_table(raw, "notify"),
     )
 
 
