@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from deploy_gates import __version__
-from deploy_gates.cli import canary, record, repository
+from deploy_gates.cli import canary, record, repository, ship
 from deploy_gates.cli.frame import DONE, REFUSED, UNAVAILABLE, USAGE, print_json
 from deploy_gates.core.errors import DeployGatesError, EnvelopeError, Refused, StoreError
 
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"deploy-gates {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     repository.add(commands)
+    ship.add(commands)
     record.add(commands)
     canary.add(commands)
     return parser

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from deploy_gates.core.canonical import Json
-from deploy_gates.core.errors import StoreUnavailable
+from deploy_gates.core.errors import SettingsError, StoreUnavailable
 from deploy_gates.store import STORE_VARIABLE
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DONE, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 """Exit statuses."""
+ACTOR_VARIABLES = ("DEPLOY_GATES_ACTOR", "GITHUB_ACTOR", "GITLAB_USER_LOGIN")
 
 
 def command(
@@ -123,3 +126,29 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
     return number
+
+
+def weight(text: str) -> int | None:
+    """A share in percent as basis points; `None` where none is given. `SettingsError`."""
+    if not text:
+        return None
+    try:
+        weight_bp = Decimal(text.removesuffix("%").strip()) * 100
+    except InvalidOperation:
+        weight_bp = Decimal(0)
+    if weight_bp != weight_bp.to_integral_value() or not 0 < weight_bp < 10_000:
+        raise SettingsError(
+            f"--weight {text!r} is no share: more than 0 and less than 100 percent, in steps of 0.01"
+        )
+    return int(weight_bp)
+
+
+def actor() -> str:
+    """Who runs this: as a CI says it, or the user. `SettingsError` where nobody knows."""
+    named = next((os.environ[each] for each in ACTOR_VARIABLES if os.environ.get(each)), "")
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a container without a user of its own
+        raise SettingsError("nobody knows who does this", hint="say it: --by NAME") from error

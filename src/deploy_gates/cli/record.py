@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import getpass
-import os
 import sys
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +11,7 @@ from deploy_gates.cli.frame import (
     DONE,
     REFUSED,
     Commands,
+    actor,
     group,
     opened,
     positive,
@@ -21,8 +19,9 @@ from deploy_gates.cli.frame import (
     store_url,
     stored,
     terminal,
+    weight,
 )
-from deploy_gates.core.canonical import Json, JsonObject, short
+from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import Refusal, Refused, SettingsError
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from deploy_gates.core.promotion import Event, Moved, Standing, Token
     from deploy_gates.settings import Settings
     from deploy_gates.store import Store
-
-ACTOR_VARIABLES = ("DEPLOY_GATES_ACTOR", "GITHUB_ACTOR", "GITLAB_USER_LOGIN")
 
 
 def add(commands: Commands) -> None:
@@ -163,7 +160,7 @@ def _promote(asked: argparse.Namespace) -> int:
 
     root = workspace.find_root(Path.cwd())
     settled = settings.load(root)
-    weight_bp = _weight(asked.weight)
+    weight_bp = weight(asked.weight)
     with opened(asked, makes=True) as store:
         if asked.digest:
             digest = _kept(store, asked.config, asked.digest)
@@ -177,7 +174,7 @@ def _promote(asked: argparse.Namespace) -> int:
             environment=asked.to,
             digest=digest,
             policy=settled.policy.digest,
-            actor=asked.by or _actor(),
+            actor=asked.by or actor(),
             reason=asked.reason or _subject(root, settled, asked.config),
             weight_bp=weight_bp,
             key=asked.key,
@@ -197,7 +194,7 @@ def _rollback(asked: argparse.Namespace) -> int:
             config=asked.config,
             environment=asked.env,
             digest=digest,
-            actor=asked.by or _actor(),
+            actor=asked.by or actor(),
             reason=asked.reason or "rolled back by hand",
             key=asked.key,
             expected=asked.expect,
@@ -207,54 +204,20 @@ def _rollback(asked: argparse.Namespace) -> int:
 
 def _handed_in(store: Store, root: Path, settled: Settings, asked: argparse.Namespace) -> str:
     """Have the store keep the config as it is in the work tree, and the evidence for it; the digest."""
-    from deploy_gates import catalog, clock, runner, workspace
-    from deploy_gates.core.canonical import spelled
+    from deploy_gates.ship.checkout import Checkout
 
-    files = _files(root, settled)
-    if asked.config not in files:
-        known = ", ".join(sorted(files)) or "none at all"
-        raise SettingsError(
-            f"there is no config {asked.config!r} in {root.name}", hint=f"known: {known}; or name a --digest"
-        )
-    snapshot = workspace.read_snapshot(root, files[asked.config])
-    if snapshot.config is None:
-        raise SettingsError("\n".join(str(each) for each in snapshot.problems))
-    price = catalog.price(
-        snapshot.config.model,
-        settled.policy,
-        clock.now(),
-        service_tier=str(snapshot.config.parameters.get("service_tier", "")),
-        base_url=snapshot.config.environment("production").base_url,
-    )
-    digest = runner.keep(store, asked.config, spelled(snapshot.config.document), price)
-    sealed = root / workspace.STATE_FOLDER / "evidence" / f"{asked.config}-{short(digest)}.json"
-    if asked.evidence or sealed.exists():
-        path = Path(asked.evidence) if asked.evidence else sealed
-        _admit(store, root, settled, path, snapshot.cases_digest, price.source if price else "")
+    evidence = Path(asked.evidence) if asked.evidence else None
+    checkout = Checkout(root=root, settled=settled, evidence=evidence)
+    digest = checkout.keep(store, asked.config)
+    checkout.admit(store, asked.config, digest)
     return digest
 
 
-def _admit(
-    store: Store, root: Path, settled: Settings, path: Path, dataset: str = "", prices: str = ""
-) -> None:
+def _admit(store: Store, root: Path, settled: Settings, path: Path) -> None:
     from deploy_gates import envelope, runner
 
     keys = envelope.public_keys(root, [str(root / each) for each in settled.public_keys])
-    runner.admit(
-        store,
-        envelope.read(path),
-        keys=keys,
-        require_signature=bool(keys),
-        policy=settled.policy,
-        dataset=dataset,
-        prices=prices,
-    )
-
-
-def _files(root: Path, settled: Settings) -> dict[str, str]:
-    from deploy_gates import workspace
-
-    return {Path(each).parent.name: each for each in workspace.config_files(root, settled)}
+    runner.admit(store, envelope.read(path), keys=keys, require_signature=bool(keys), policy=settled.policy)
 
 
 def _kept(store: Store, config: str, beginning: str) -> str:
@@ -272,36 +235,11 @@ def _kept(store: Store, config: str, beginning: str) -> str:
     )
 
 
-def _weight(text: str) -> int | None:
-    if not text:
-        return None
-    try:
-        weight_bp = Decimal(text.removesuffix("%").strip()) * 100
-    except InvalidOperation:
-        weight_bp = Decimal(0)
-    if weight_bp != weight_bp.to_integral_value() or not 0 < weight_bp < 10_000:
-        raise SettingsError(
-            f"--weight {text!r} is no share: more than 0 and less than 100 percent, in steps of 0.01"
-        )
-    return int(weight_bp)
-
-
-def _actor() -> str:
-    named = next((os.environ[each] for each in ACTOR_VARIABLES if os.environ.get(each)), "")
-    if named:
-        return named
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:  # a container without a user of its own
-        raise SettingsError("nobody knows who does this", hint="say it: --by NAME") from error
-
-
 def _subject(root: Path, settled: Settings, name: str) -> str:
     """The first line of the commit that last changed the config: why is said there."""
-    from deploy_gates import git
+    from deploy_gates.ship.checkout import Checkout
 
-    file = _files(root, settled).get(name)
-    return git.subject(root, str(Path(file).parent)) if file else ""
+    return Checkout(root=root, settled=settled).subject(name)
 
 
 def _show(store: Store, moved: Moved, as_json: bool) -> int:
@@ -400,7 +338,7 @@ def _create_token(asked: argparse.Namespace) -> int:
     from deploy_gates.store import tokens
 
     scopes = frozenset(Scope(each) for each in asked.scope)
-    secret, token = tokens.issue(asked.name, scopes, created_by=_actor(), now=clock.now())
+    secret, token = tokens.issue(asked.name, scopes, created_by=actor(), now=clock.now())
     with opened(asked, makes=True) as store:
         store.put_token(token)
     if asked.json:

@@ -49,12 +49,17 @@ _DISPENSABLE = (6, 5, 3)
 
 def picture(decision: Decision, terminal: Terminal, *, verbose: bool = False) -> list[str]:
     """The block that redraws: a row a metric, what was seen and is lacking, at the end the verdict."""
+    return [*metrics(decision, terminal, verbose=verbose), *_verdict(decision, terminal), ""]
+
+
+def metrics(decision: Decision, terminal: Terminal, *, verbose: bool = False) -> list[str]:
+    """A row a metric, and what was seen and is lacking."""
     rows = shown(decision, verbose=verbose)
     lines = ["", *_rows(decision, rows, terminal), ""]
     for text, color in _below(decision, rows):
         folded = wrap(terminal.said(text), terminal.width - 4) if text else []
         lines += ["    " + (terminal.ink(each, color) if color else each) for each in folded]
-    return [*lines, *_verdict(decision, terminal), ""]
+    return lines
 
 
 def line(decision: Decision) -> str:

@@ -97,7 +97,7 @@ def moved(standing: Standing, replayed: bool, terminal: Terminal) -> list[str]:
     word = {Kind.PROMOTE: "PROMOTED", Kind.CANARY: "CANARY", Kind.ROLLBACK: "ROLLED BACK"}[kind]
     color = _YELLOW if kind is Kind.ROLLBACK else _GREEN
     again = " (moved before, under the same key)" if replayed else ""
-    clients = f"; {_following(standing)} have it" if standing.instances else ""
+    clients = f"; {following(standing)} have it" if standing.instances else ""
     said = (
         f"{found.config} in {found.environment} serves {_serves(found)} (r{found.revision}){clients}{again}"
     )
@@ -110,7 +110,7 @@ def moved(standing: Standing, replayed: bool, terminal: Terminal) -> list[str]:
     ]
 
 
-def _following(standing: Standing) -> str:
+def following(standing: Standing) -> str:
     """`14 of 14 clients after 38 ms`; how many refuse is said, too."""
     said = f"{len(standing.following)} of {counted(len(standing.instances), 'client')}"
     if standing.took is not None:
@@ -135,7 +135,7 @@ def _standing(
     yield " " * indent + terminal.ink(text, _YELLOW if found.kind is Kind.ROLLBACK else _DIM)
     if standing.instances:
         is_whole = len(standing.following) == len(standing.instances)
-        yield " " * indent + terminal.ink(_following(standing), _GREEN if is_whole else _YELLOW)
+        yield " " * indent + terminal.ink(following(standing), _GREEN if is_whole else _YELLOW)
     yield from _refusing(standing, indent, terminal)
 
 

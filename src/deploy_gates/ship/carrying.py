@@ -22,9 +22,12 @@ from deploy_gates.core.promotion import Deployment, Standing
 from deploy_gates.core.release import (
     Act,
     Conclude,
+    Entry,
     Facts,
     Hold,
+    Next,
     Promotion,
+    State,
     Status,
     Step,
     next_step,
@@ -108,6 +111,36 @@ class Carrier:
                 yield Told(promotion=known, problem=error.message)
                 self.stop.wait(AWAY_PAUSE_S)
 
+    def ship(self, id: int) -> Iterator[Told]:
+        """Carry a promotion once its turn has come; one before it that nobody carries is carried first."""
+        said = ""
+        while not self.stop.is_set():
+            promotion = self.store.promotion(id)
+            if promotion is None:
+                raise Refused(Refusal.UNKNOWN, f"there is no promotion {id}")
+            if promotion.state is not State.QUEUED:
+                yield from self.carry(id) if not promotion.state.is_final else (Told(promotion=promotion),)
+                return
+            front = self._front(promotion)
+            if front is not None and (front.lease_until is None or front.lease_until <= self.now()):
+                for told in self._finished(front):
+                    yield Told(promotion=promotion, hold=_queued(front), look=told.look)
+            elif front is not None and (waits := _queued(front)).reason != said:
+                said = waits.reason
+                yield Told(promotion=promotion, hold=waits)
+            self.stop.wait(PAUSE_S)
+
+    def _front(self, promotion: Promotion) -> Promotion | None:
+        """The promotion of the same config that runs."""
+        found = self.store.promotions(promotion.release.config, is_open=True)
+        return next((each for each in found if each.state is State.RUNNING), None)
+
+    def _finished(self, front: Promotion) -> Iterator[Told]:
+        try:
+            yield from self.carry(front.id)
+        except Refused:
+            return  # another runner was faster
+
     def _steps(self, promotion: Promotion, lost: threading.Event) -> Iterator[Told]:
         tries, standing = 0, None
         while not self.stop.is_set() and not promotion.state.is_final:
@@ -149,6 +182,34 @@ class Carrier:
             if came.status is Status.HELD:
                 return
 
+    def foretold(self, promotion: Promotion) -> Iterator[tuple[str, str, Next]]:
+        """Where what would be done, as if every step went well: environment, words, and the step itself."""
+        facts = self.facts(promotion)
+        while True:
+            following = next_step(promotion, facts)
+            place = "" if isinstance(following, Conclude) else following.environment
+            if not isinstance(following, Step):
+                yield place, following.reason, following
+                return
+            came = _as_if(promotion, following, facts)
+            if following.act is Act.ADMIT:
+                came = self._admit(promotion)
+            yield place, str(came.data["said"]), following
+            if came.status is Status.HELD:
+                return
+            entry = Entry(
+                promotion=promotion.id,
+                number=len(promotion.journal) + 1,
+                act=following.act,
+                environment=following.environment,
+                status=came.status,
+                at_ms=0,
+                owner=self.owner,
+                data=came.data,
+            )
+            promotion = replace(promotion, journal=(*promotion.journal, entry))
+            facts = _moved(promotion, following, facts)
+
     # --- Looking --------------------------------------------------------------------------------
 
     def facts(self, promotion: Promotion) -> Facts:
@@ -169,14 +230,18 @@ class Carrier:
         """One step; it yields what came of it last, or nothing where it has to be looked at anew."""
         self.crosses(f"before {step.act} {step.environment}".rstrip())
         if step.act is Act.ADMIT:
-            checkout = self.checkout
-            yield checkout.verified(self.store, promotion) if checkout else admission(self.store, promotion)
+            yield self._admit(promotion)
         elif step.act is Act.SMOKE:
             yield self._smoke(promotion, step)
         elif step.act is Act.ANALYSIS:
             yield from self._analyse(promotion, step, lost)
         else:
             yield from self._move(promotion, step)
+
+    def _admit(self, promotion: Promotion) -> Came:
+        if self.checkout is None:
+            return admission(self.store, promotion)
+        return self.checkout.verified(self.store, promotion)
 
     def _smoke(self, promotion: Promotion, step: Step) -> Came:
         if self.checkout is None:
@@ -329,6 +394,41 @@ class Carrier:
             thread.join()
             with contextlib.suppress(DeployGatesError):
                 self.store.let_go(promotion)
+
+
+def _as_if(promotion: Promotion, step: Step, facts: Facts) -> Came:
+    """A step that went well, for who asks what would be done."""
+    here = facts.deployments.get(step.environment)
+    revision, digest = here.revision if here else 0, short(promotion.release.digest)
+    said = {
+        Act.PROMOTE: f"r{revision} → r{revision + 1}, {digest} to everybody",
+        Act.CANARY: f"r{revision + 1} sends {promotion.terms.weight_bp / 100:g} % to {digest}",
+        Act.SMOKE: "the smoke cases are asked",
+        Act.ANALYSIS: f"its canary is watched, and decided within {promotion.terms.lasts_s:.0f} s",
+    }
+    data: JsonObject = {"said": said.get(step.act, step.act.value), "action": Action.PROMOTE.value}
+    return Came(status=Status.DONE, data=data)
+
+
+def _moved(promotion: Promotion, step: Step, facts: Facts) -> Facts:
+    """The facts after a move that went well."""
+    if step.act not in _MOVES:
+        return facts
+    release = promotion.release
+    here = facts.deployments.get(step.environment) or Deployment(
+        config=release.config, environment=step.environment
+    )
+    here = replace(here, revision=here.revision + 1)
+    if step.act is Act.CANARY:
+        here = replace(here, candidate=release.digest, weight_bp=promotion.terms.weight_bp)
+    else:
+        here = replace(here, baseline=release.digest, candidate="", weight_bp=0)
+    return replace(facts, deployments={**facts.deployments, step.environment: here})
+
+
+def _queued(front: Promotion) -> Hold:
+    reason = f"promotion {front.id} of {short(front.release.digest)} is on its way and comes first"
+    return Hold(act=Act.ADMIT, environment="", reason=reason)
 
 
 class _Break(Exception):

@@ -12,11 +12,11 @@ from deploy_gates import answers, catalog, clock, envelope, git, runner, workspa
 from deploy_gates.core.canonical import Json, JsonObject, short, spelled
 from deploy_gates.core.config import ConfigChange, Snapshot
 from deploy_gates.core.cost import Price
-from deploy_gates.core.errors import EnvelopeError, Refused, SettingsError, WorkspaceError
+from deploy_gates.core.errors import EnvelopeError, Refusal, Refused, SettingsError, WorkspaceError
 from deploy_gates.core.freezing import freezes
 from deploy_gates.core.gate import Found, Outcome, Verdict
 from deploy_gates.core.promotion import Record
-from deploy_gates.core.release import Promotion, Release, Status, Terms
+from deploy_gates.core.release import Promotion, Release, State, Status, Terms
 from deploy_gates.envelope import PublicKey
 from deploy_gates.gates import golden
 from deploy_gates.model import Record as Asking
@@ -70,19 +70,24 @@ class Checkout:
             raise SettingsError("\n".join(str(each) for each in snapshot.problems))
         return snapshot
 
+    def subject(self, name: str) -> str:
+        """The first line of the commit that last changed the config: why is said there."""
+        file = self._files().get(name)
+        return git.subject(self.root, str(Path(file).parent)) if file else ""
+
     def keep(self, store: Store, name: str) -> str:
         """Have the store keep the config, and what a call of it costs; its digest."""
         snapshot = self.snapshot(name)
         assert snapshot.config is not None, snapshot
         return runner.keep(store, name, spelled(snapshot.config.document), self._price(snapshot))
 
-    def admit(self, store: Store, name: str, digest: str, *, is_due: bool = False) -> Record | None:
+    def admit(self, store: Store, name: str, digest: str) -> Record | None:
         """Have the store keep the evidence for the config as it is here; `None`: there is none here.
 
-        With `is_due`, a missing file is an error. `EnvelopeError` or `Refused` where it cannot be trusted.
+        `EnvelopeError` or `Refused` where it cannot be trusted.
         """
         path = self.evidence or self.root / STATE_FOLDER / "evidence" / f"{name}-{short(digest)}.json"
-        if not (self.evidence or path.exists() or is_due):
+        if not (self.evidence or path.exists()):
             return None
         snapshot = self.snapshot(name)
         price = self._price(snapshot)
@@ -113,13 +118,12 @@ class Checkout:
 
     def release(self, store: Store, name: str, actor: str) -> Release:
         """The config as it is here, kept by the store, with the commit that brought it."""
-        folder = str(Path(self._files().get(name, name)).parent)
         repository = git.find(self.root)
         return Release(
             config=name,
             digest=self.keep(store, name),
             actor=actor,
-            reason=git.subject(self.root, folder),
+            reason=self.subject(name),
             commit=repository.head if repository else "",
         )
 
@@ -134,6 +138,39 @@ class Checkout:
             freezes=() if through_freeze else freezes(ship.freezes, clock.now()),
             smoke=ship.smoke,
         )
+
+    def propose(
+        self,
+        store: Store,
+        name: str,
+        *,
+        actor: str,
+        until: str,
+        weight_bp: int | None = None,
+        through_freeze: str = "",
+        retry: bool = False,
+    ) -> Promotion | None:
+        """Put the config as it is here on its way; `None` where `until` serves it to everybody already.
+
+        `Refused` where this digest was rolled back there before, unless it is a `retry`: every further try
+        is one more chance for a harmful change to slip through.
+        """
+        release = self.release(store, name, actor)
+        last = next((each for each in store.promotions(name) if each.release.digest == release.digest), None)
+        is_open = last is not None and not last.state.is_final
+        here = next(iter(store.deployments(until, name)), None)
+        if here is not None and here.baseline == release.digest and not here.candidate and not is_open:
+            return None
+        if last is not None and last.state is State.ROLLED_BACK and not retry:
+            raise Refused(
+                Refusal.STATE,
+                f"promotion {last.id} has rolled {short(release.digest)} of {name} back: {last.conclusion}",
+                hint=f"change the config, or try it again as it is: deploy-gates ship {name} --retry",
+            )
+        if through_freeze:
+            release = replace(release, reason=f"{release.reason} (through the freeze: {through_freeze})")
+        terms = self.terms(weight_bp=weight_bp, through_freeze=through_freeze)
+        return store.propose(release, until=until, policy=self.settled.policy.digest, terms=terms)
 
     def verified(self, store: Store, promotion: Promotion) -> Came:
         """The evidence of a promotion: handed in from here where it is here, and enough as far as it goes."""
