@@ -467,7 +467,7 @@ def _in_canary(promotion: Promotion, here: Deployment, facts: Facts) -> Next | N
         return Conclude(state=State.BLOCKED, reason=refused.said)
     if not here.candidate and begun is None:
         waiting = _waiting(promotion, here, facts)
-        return waiting or Step(act=Act.CANARY, environment=here.environment, reason=promotion.release.reason)
+        return waiting or _move(Act.CANARY, here, promotion.release.reason)
     if not here.candidate:
         last = promotion.last(Act.ROLLBACK, here.environment)
         if last is not None:  # made, and not said yet
