@@ -35,6 +35,8 @@ class Shipping:
     smoke: bool = True
     hold_s: float = 3600.0
     """How long a canary that a person is to decide may stay."""
+    low_traffic: bool = False
+    """Whether a canary may begin that is not able to see its own margins."""
     approvals: Mapping[str, int] = field(default_factory=dict)
     """How many people have to approve, by environment."""
     freezes: tuple[Window, ...] = ()
@@ -226,6 +228,7 @@ def _shipping(raw: Mapping[str, Json]) -> Shipping:
         weight_bp=round(weight),
         smoke=bool(raw.get("smoke", default.smoke)),
         hold_s=_float(raw, "hold_s", default.hold_s),
+        low_traffic=bool(raw.get("low_traffic", default.low_traffic)),
         approvals={name: int(str(count)) for name, count in _table(raw, "approvals").items()},
         freezes=tuple(_window(each, at) for at, each in enumerate(freezes)),
     )

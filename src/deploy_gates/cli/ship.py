@@ -68,6 +68,9 @@ def add(commands: Commands) -> None:
     ship.add_argument(
         "--through-freeze", default="", metavar="REASON", help="do not wait for the end of a freeze"
     )
+    ship.add_argument(
+        "--low-traffic", action="store_true", help="begin a canary that cannot see its own margins"
+    )
     ship.add_argument("--evidence", default="", metavar="FILE", help="evidence to hand in")
     ship.add_argument("--by", default="", metavar="NAME", help="who does it (default: the user)")
 
@@ -132,7 +135,11 @@ def _proposed(
             until=asked.until,
             baseline=here.baseline if here else "",
             policy=checkout.settled.policy.digest,
-            terms=checkout.terms(weight_bp=weight(asked.weight), through_freeze=asked.through_freeze),
+            terms=checkout.terms(
+                weight_bp=weight(asked.weight),
+                through_freeze=asked.through_freeze,
+                low_traffic=asked.low_traffic,
+            ),
             proposed_at=clock.now(),
         )
     return checkout.propose(
@@ -142,6 +149,7 @@ def _proposed(
         until=asked.until,
         weight_bp=weight(asked.weight),
         through_freeze=asked.through_freeze,
+        low_traffic=asked.low_traffic,
         retry=asked.retry,
     )
 
@@ -259,13 +267,14 @@ def _terminable() -> Iterator[None]:
 def _foretell(carrier: Carrier, promotions: Sequence[Promotion], as_json: bool) -> int:
     """Go through every step as if each went well, by the same rules, and do none."""
     from deploy_gates.core.release import Conclude, State
+    from deploy_gates.ship.foretelling import foretold
 
     screen, status, told = terminal(), DONE, list[Json]()
     for promotion in promotions:
         release = promotion.release
         if not as_json:
             print(f"\n{screen.said(release.config)}  {short(release.digest)}\n")
-        for place, said, following in carrier.foretold(promotion):
+        for place, said, following in foretold(carrier, promotion):
             told.append({"config": release.config, "environment": place, "said": said})
             if not as_json:
                 print(screen.said(f"  {place or 'evidence':<13}{said}"))

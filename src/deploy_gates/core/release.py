@@ -224,6 +224,8 @@ class Terms:
     freezes: tuple[Freeze, ...] = ()
     smoke: bool = True
     """Whether development and staging ask the smoke cases."""
+    low_traffic: bool = False
+    """Whether a canary may begin that is not able to see its own margins."""
 
     def to_json(self) -> JsonObject:
         freezes: list[Json] = [
@@ -242,6 +244,7 @@ class Terms:
             "approvals": dict(self.approvals),
             "freezes": freezes,
             "smoke": self.smoke,
+            "low_traffic": self.low_traffic,
         }
 
     @classmethod
@@ -260,6 +263,7 @@ class Terms:
                 approvals={name: int(count) for name, count in approvals.items()},  # type: ignore[arg-type]
                 freezes=tuple(_freeze(each) for each in freezes),
                 smoke=bool(value["smoke"]),
+                low_traffic=bool(value["low_traffic"]),
             )
         except (AssertionError, KeyError, TypeError) as error:
             raise ValueError(f"these are no terms of a promotion: {error}") from error

@@ -106,7 +106,7 @@ def sight(foresight: Foresight, plan: Plan, terminal: Terminal) -> list[str]:
     word, color = ("ENOUGH", _GREEN) if foresight.is_enough else ("TOO FEW", _YELLOW)
     indent = 4 + len(word)
     told = [
-        each for text in _outlook(foresight) for each in wrap(terminal.said(text), terminal.width - indent)
+        each for text in outlook(foresight) for each in wrap(terminal.said(text), terminal.width - indent)
     ]
     lines.append(f"  {terminal.ink(word, color)}  {told[0]}")
     return [*lines, *(" " * indent + each for each in told[1:]), ""]
@@ -484,7 +484,8 @@ def _as_reading(found: Sight, plan: Plan) -> Reading:
     )
 
 
-def _outlook(foresight: Foresight) -> Iterator[str]:
+def outlook(foresight: Foresight) -> Iterator[str]:
+    """Whether a plan sees enough, and what would help if it does not, a sentence each."""
     mark = span(foresight.mark_s)
     if foresight.is_enough:
         yield f"within {mark}, a candidate that is no worse can be proved to be"

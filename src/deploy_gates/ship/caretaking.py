@@ -13,12 +13,14 @@ from datetime import datetime, timedelta
 
 from deploy_gates import clock, runner
 from deploy_gates.core.errors import DeployGatesError, Refused, StoreUnavailable
-from deploy_gates.core.release import Act, Conclude, Promotion, State, Step, next_step
+from deploy_gates.core.release import Act, Conclude, Promotion, State, Status, Step, next_step
 from deploy_gates.ship.carrying import Carrier
 from deploy_gates.store import LEASE_TTL, Store
 
 EVERY_S = 2.0
 """How often it is looked whether somebody has left a promotion."""
+AGAIN = timedelta(seconds=60)
+"""What was held is tried again after this."""
 CARRIED_MAX = 16
 """So many promotions are carried at a time; further ones wait for the next round."""
 
@@ -92,7 +94,10 @@ class Caretaker:
         carrier = Carrier(store=self._store, owner=self._owner)
         following = next_step(promotion, carrier.facts(promotion))
         if isinstance(following, Step):
-            return following.act not in (Act.ADMIT, Act.SMOKE)
+            is_here = following.act not in (Act.ADMIT, Act.SMOKE)
+            last = promotion.journal[-1] if promotion.journal else None
+            was_held = last is not None and last.status is Status.HELD and last.act is not Act.ANALYSIS
+            return is_here and not (was_held and last is not None and last.at + AGAIN > self._now())
         return isinstance(following, Conclude)
 
     def _carry(self, id: int) -> None:

@@ -9,36 +9,32 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from deploy_gates import clock, runner
-from deploy_gates.core.canary import Action
-from deploy_gates.core.canonical import Json, JsonObject, short
+from deploy_gates.core.canonical import JsonObject, short
 from deploy_gates.core.errors import DeployGatesError, Refusal, Refused, StoreUnavailable
 from deploy_gates.core.promotion import Deployment, Standing
 from deploy_gates.core.release import (
     Act,
     Conclude,
-    Entry,
     Facts,
     Hold,
-    Next,
     Promotion,
     State,
     Status,
     Step,
     next_step,
 )
-from deploy_gates.settings import canary_plan
 from deploy_gates.ship.checkout import Came, Checkout, admission
+from deploy_gates.ship.judging import Judging, decided, held_for, unseen
 from deploy_gates.store import LEASE_TTL, Store
 
 if TYPE_CHECKING:
-    from deploy_gates.canary.watching import Look, Source
-    from deploy_gates.core.canary import Plan
+    from deploy_gates.canary.watching import Look
 
 TRIES_MAX = 20
 """So often a move is tried again because somebody else holds the environment just now."""
@@ -50,7 +46,7 @@ AWAY_MAX_S = 60.0
 """So long a runner waits for a store that is away before it leaves the promotion to the next one."""
 _PASSING = (Refusal.REVISION, Refusal.FENCE, Refusal.LEASE)
 """Refusals that say nothing against the release."""
-_MOVES = (Act.PROMOTE, Act.CANARY, Act.ROLLBACK)
+MOVES = (Act.PROMOTE, Act.CANARY, Act.ROLLBACK)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,39 +172,11 @@ class Carrier:
                 continue
             self.crosses(f"after {following.act} {following.environment}".rstrip())
             promotion = self._write(promotion, following, came)
-            if following.act in _MOVES and following.environment == promotion.until:
+            if following.act in MOVES and following.environment == promotion.until:
                 standing = self._followed(promotion, following)
             yield Told(promotion=promotion, standing=standing)
             if came.status is Status.HELD:
                 return
-
-    def foretold(self, promotion: Promotion) -> Iterator[tuple[str, str, Next]]:
-        """Where what would be done, as if every step went well: environment, words, and the step itself."""
-        facts = self.facts(promotion)
-        while True:
-            following = next_step(promotion, facts)
-            place = "" if isinstance(following, Conclude) else following.environment
-            if not isinstance(following, Step):
-                yield place, following.reason, following
-                return
-            came = _as_if(promotion, following, facts)
-            if following.act is Act.ADMIT:
-                came = self._admit(promotion)
-            yield place, str(came.data["said"]), following
-            if came.status is Status.HELD:
-                return
-            entry = Entry(
-                promotion=promotion.id,
-                number=len(promotion.journal) + 1,
-                act=following.act,
-                environment=following.environment,
-                status=came.status,
-                at_ms=0,
-                owner=self.owner,
-                data=came.data,
-            )
-            promotion = replace(promotion, journal=(*promotion.journal, entry))
-            facts = _moved(promotion, following, facts)
 
     # --- Looking --------------------------------------------------------------------------------
 
@@ -230,7 +198,7 @@ class Carrier:
         """One step; it yields what came of it last, or nothing where it has to be looked at anew."""
         self.crosses(f"before {step.act} {step.environment}".rstrip())
         if step.act is Act.ADMIT:
-            yield self._admit(promotion)
+            yield self.admit(promotion)
         elif step.act is Act.SMOKE:
             yield self._smoke(promotion, step)
         elif step.act is Act.ANALYSIS:
@@ -238,7 +206,8 @@ class Carrier:
         else:
             yield from self._move(promotion, step)
 
-    def _admit(self, promotion: Promotion) -> Came:
+    def admit(self, promotion: Promotion) -> Came:
+        """Whether its evidence opens every environment on the way."""
         if self.checkout is None:
             return admission(self.store, promotion)
         return self.checkout.verified(self.store, promotion)
@@ -251,6 +220,9 @@ class Carrier:
 
     def _move(self, promotion: Promotion, step: Step) -> Iterator[Came]:
         release, environment = promotion.release, step.environment
+        if step.act is Act.CANARY and (held := unseen(self.store, promotion, environment, self.now())):
+            yield held
+            return
         before = self._deployment(promotion, environment)
         try:
             if step.act is Act.ROLLBACK:
@@ -291,7 +263,7 @@ class Carrier:
         from deploy_gates.canary import watching
 
         release, environment = promotion.release, step.environment
-        plan, source, delay_s = _judging(promotion, environment)
+        judging = Judging.of(promotion, environment)
         expires_at = self._deployment(promotion, environment).expires_at
         was_held = ""
 
@@ -303,11 +275,11 @@ class Carrier:
 
         looks = watching.watch(
             self.store,
-            replace(plan, share=plan.share or promotion.terms.weight_bp / 10_000),
+            judging.plan,
             release.config,
             environment,
-            source,
-            delay_s=delay_s,
+            judging.source,
+            delay_s=judging.delay_s,
             now=self.now,
             wait=pause,
         )
@@ -317,9 +289,9 @@ class Carrier:
                     return
                 yield Told(promotion=promotion, step=step, look=look)
                 if look.has_ended:
-                    yield _decided(look)
+                    yield decided(look)
                     return
-                held = _held_for(look)
+                held = held_for(look)
                 if held and held != was_held:
                     came = Came(status=Status.HELD, data={"said": held})
                     promotion, was_held = self._write(promotion, step, came), held
@@ -332,21 +304,20 @@ class Carrier:
     # --- Recording ------------------------------------------------------------------------------
 
     def _begin(self, promotion: Promotion, step: Step) -> Promotion:
-        """Say in the journal that a step begins; said once where it is only gone on with."""
+        """Say in the journal that a step begins; said once where it is tried again or gone on with."""
         last = promotion.journal[-1] if promotion.journal else None
-        is_said = last is not None and (last.act, last.environment, last.status) == (
-            step.act,
-            step.environment,
-            Status.BEGUN,
-        )
-        if is_said and last is not None and last.owner == self.owner:
-            return promotion
+        if last is not None and (last.act, last.environment) == (step.act, step.environment):
+            is_mine = last.status is Status.BEGUN and last.owner == self.owner
+            if is_mine or last.status is Status.HELD:
+                return promotion
         said: JsonObject = {"said": step.reason} if step.reason else {}
         promotion = self.store.write(promotion, step.act, step.environment, Status.BEGUN, said)
         self.on_move()
         return promotion
 
     def _write(self, promotion: Promotion, step: Step, came: Came) -> Promotion:
+        if came.status is Status.HELD and promotion.held == str(came.data["said"]):
+            return promotion
         promotion = self.store.write(promotion, step.act, step.environment, came.status, came.data)
         self.on_move()
         return promotion
@@ -396,36 +367,6 @@ class Carrier:
                 self.store.let_go(promotion)
 
 
-def _as_if(promotion: Promotion, step: Step, facts: Facts) -> Came:
-    """A step that went well, for who asks what would be done."""
-    here = facts.deployments.get(step.environment)
-    revision, digest = here.revision if here else 0, short(promotion.release.digest)
-    said = {
-        Act.PROMOTE: f"r{revision} → r{revision + 1}, {digest} to everybody",
-        Act.CANARY: f"r{revision + 1} sends {promotion.terms.weight_bp / 100:g} % to {digest}",
-        Act.SMOKE: "the smoke cases are asked",
-        Act.ANALYSIS: f"its canary is watched, and decided within {promotion.terms.lasts_s:.0f} s",
-    }
-    data: JsonObject = {"said": said.get(step.act, step.act.value), "action": Action.PROMOTE.value}
-    return Came(status=Status.DONE, data=data)
-
-
-def _moved(promotion: Promotion, step: Step, facts: Facts) -> Facts:
-    """The facts after a move that went well."""
-    if step.act not in _MOVES:
-        return facts
-    release = promotion.release
-    here = facts.deployments.get(step.environment) or Deployment(
-        config=release.config, environment=step.environment
-    )
-    here = replace(here, revision=here.revision + 1)
-    if step.act is Act.CANARY:
-        here = replace(here, candidate=release.digest, weight_bp=promotion.terms.weight_bp)
-    else:
-        here = replace(here, baseline=release.digest, candidate="", weight_bp=0)
-    return replace(facts, deployments={**facts.deployments, step.environment: here})
-
-
 def _queued(front: Promotion) -> Hold:
     reason = f"promotion {front.id} of {short(front.release.digest)} is on its way and comes first"
     return Hold(act=Act.ADMIT, environment="", reason=reason)
@@ -444,20 +385,6 @@ def _check(promotion: Promotion, lost: threading.Event) -> None:
         )
 
 
-def _judging(promotion: Promotion, environment: str) -> tuple[Plan, Source | None, float]:
-    """The plan of the promotion's canary, and where its tallies come from."""
-    from deploy_gates.canary import watching
-
-    table = promotion.terms.canary
-    raw = table.get("prometheus")
-    if not isinstance(raw, Mapping):
-        return canary_plan(table), None, watching.REPORTING_S
-    from deploy_gates.canary.prometheus import Prometheus
-
-    server = Prometheus.of(raw, config=promotion.release.config, environment=environment)
-    return canary_plan(table), server.tallies, server.delay_s
-
-
 def _told_of(step: Step, before: Deployment, after: Deployment) -> JsonObject:
     """What a move did, for the journal. A move made before is told as it was made."""
     was = after.revision - 1 if before.revision >= after.revision else before.revision
@@ -471,25 +398,3 @@ def _told_of(step: Step, before: Deployment, after: Deployment) -> JsonObject:
     else:
         said = f"r{was} → r{after.revision}"
     return {"said": said, **data}
-
-
-def _decided(look: Look) -> Came:
-    from deploy_gates.report import quantities
-
-    decision = look.decision
-    assert decision is not None, look
-    is_promoted = decision.action is Action.PROMOTE
-    said = decision.reason if is_promoted else quantities.explained(decision) or decision.reason
-    figures: Json = decision.to_json()
-    return Came(
-        status=Status.DONE if is_promoted else Status.FAILED,
-        data={"said": said, "action": decision.action.value, "decision": figures},
-    )
-
-
-def _held_for(look: Look) -> str:
-    """Why nobody can decide the canary now; empty: it is on its way."""
-    decision = look.decision
-    if decision is None or decision.action is not Action.HOLD:
-        return ""
-    return decision.reason if "undecided" in decision.cause else ""

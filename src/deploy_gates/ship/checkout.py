@@ -127,7 +127,9 @@ class Checkout:
             commit=repository.head if repository else "",
         )
 
-    def terms(self, *, weight_bp: int | None = None, through_freeze: str = "") -> Terms:
+    def terms(
+        self, *, weight_bp: int | None = None, through_freeze: str = "", low_traffic: bool = False
+    ) -> Terms:
         """What the settings demand of a promotion that begins now."""
         ship = self.settled.ship
         return Terms(
@@ -137,6 +139,7 @@ class Checkout:
             approvals={name: count for name, count in ship.approvals.items() if count},
             freezes=() if through_freeze else freezes(ship.freezes, clock.now()),
             smoke=ship.smoke,
+            low_traffic=low_traffic or ship.low_traffic,
         )
 
     def propose(
@@ -148,6 +151,7 @@ class Checkout:
         until: str,
         weight_bp: int | None = None,
         through_freeze: str = "",
+        low_traffic: bool = False,
         retry: bool = False,
     ) -> Promotion | None:
         """Put the config as it is here on its way; `None` where `until` serves it to everybody already.
@@ -169,7 +173,7 @@ class Checkout:
             )
         if through_freeze:
             release = replace(release, reason=f"{release.reason} (through the freeze: {through_freeze})")
-        terms = self.terms(weight_bp=weight_bp, through_freeze=through_freeze)
+        terms = self.terms(weight_bp=weight_bp, through_freeze=through_freeze, low_traffic=low_traffic)
         return store.propose(release, until=until, policy=self.settled.policy.digest, terms=terms)
 
     def verified(self, store: Store, promotion: Promotion) -> Came:
