@@ -30,6 +30,7 @@ from deploy_gates.server.connection import Connection
 from deploy_gates.server.description import openapi
 from deploy_gates.server.metrics import Requests
 from deploy_gates.server.mirror import Mirror
+from deploy_gates.ship.caretaking import Caretaker
 from deploy_gates.store import Store, open_store
 
 KEEP_ALIVE_S = 20
@@ -53,8 +54,11 @@ class Service:
         keys: Sequence[PublicKey],
         require_signature: bool,
         policy: Policy | None,
+        caretaker: Caretaker | None = None,
     ) -> None:
         self.store = store
+        self.caretaker = caretaker
+        """Goes on with promotions that their runner has left; `None`: nobody does here."""
         self.client = client
         self.keys = keys
         self.require_signature = require_signature
@@ -88,9 +92,13 @@ class Service:
             each.start()
         for each in self.mirrors.values():
             each.has_read.wait(FIRST_READ_S)
+        if self.caretaker is not None:
+            self.caretaker.start()
 
     def close(self) -> None:
         """Let go of everything; streams end."""
+        if self.caretaker is not None:
+            self.caretaker.close()
         for each in self.mirrors.values():
             each.close()
         self.client.close()
@@ -107,16 +115,25 @@ def application(
     require_signature: bool = False,
     policy: Policy | None = None,
     origins: Sequence[str] = (),
+    carries: bool = False,
 ) -> ASGIApp:
     """The server as an ASGI application over the store at `url`; OFREP serves one environment.
 
     `is_local` says that only this machine can reach it: reading then needs no token as long as there is none.
-    Pages from `origins` may read over OFREP with a token.
+    Pages from `origins` may read over OFREP with a token. One that `carries` goes on with promotions that
+    their runner has left.
     """
     store = open_store(url, root=root)
     store.check()
     client = ConfigClient(_absolute(url, root), environment=environment, report=False, wait_s=FIRST_READ_S)
-    service = Service(store, client, keys=keys, require_signature=require_signature, policy=policy)
+    service = Service(
+        store,
+        client,
+        keys=keys,
+        require_signature=require_signature,
+        policy=policy,
+        caretaker=Caretaker(store) if carries else None,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -152,6 +169,7 @@ def serve(
     require_signature: bool = False,
     policy: Policy | None = None,
     origins: Sequence[str] = (),
+    carries: bool = True,
 ) -> None:
     """Serve until interrupted; `announce` is told the address once connections are taken."""
     listening = _listen(host, port)
@@ -165,6 +183,7 @@ def serve(
             require_signature=require_signature,
             policy=policy,
             origins=origins,
+            carries=carries,
         )
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}"
