@@ -75,7 +75,7 @@ class Caretaker:
         while not self._stop.wait(self._every_s):
             try:
                 for each in self._store.promotions(is_open=True):
-                    if self._is_left(each):
+                    if self.is_left(each):
                         self._carry(each.id)
                 was_away = False
             except StoreUnavailable as error:
@@ -85,7 +85,7 @@ class Caretaker:
             except Exception:  # a caretaker that ended would leave canaries to their deadline
                 log.exception("looking after promotions failed")
 
-    def _is_left(self, promotion: Promotion) -> bool:
+    def is_left(self, promotion: Promotion) -> bool:
         """Whether nobody carries it, and there is something that can be done from here."""
         if promotion.lease_until is not None and promotion.lease_until > self._now():
             return False

@@ -78,6 +78,8 @@ class Carrier:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set it to have the promotion left as it is, at the next moment that is safe."""
     now: Callable[[], datetime] = clock.now
+    wait: Callable[[float], object] | None = None
+    """Lets so many seconds pass; `None`: they do, unless `stop` is set."""
     on_move: Callable[[], None] = lambda: None
     """Called after every line of the journal: somebody may have to be told. It neither waits nor raises."""
     crosses: Callable[[str], None] = lambda place: None
@@ -105,7 +107,7 @@ class Carrier:
                 if known is None or is_over or self.stop.is_set():
                     raise
                 yield Told(promotion=known, problem=error.message)
-                self.stop.wait(AWAY_PAUSE_S)
+                self._wait(AWAY_PAUSE_S)
 
     def ship(self, id: int) -> Iterator[Told]:
         """Carry a promotion once its turn has come; one before it that nobody carries is carried first."""
@@ -124,7 +126,7 @@ class Carrier:
             elif front is not None and (waits := _queued(front)).reason != said:
                 said = waits.reason
                 yield Told(promotion=promotion, hold=waits)
-            self.stop.wait(PAUSE_S)
+            self._wait(PAUSE_S)
 
     def _front(self, promotion: Promotion) -> Promotion | None:
         """The promotion of the same config that runs."""
@@ -168,7 +170,7 @@ class Carrier:
                         f"{following.environment} is being moved by somebody else all the time",
                         hint="deploy-gates status; then ship again",
                     )
-                self.stop.wait(0 if following.act is Act.ANALYSIS else PAUSE_S)
+                self._wait(0 if following.act is Act.ANALYSIS else PAUSE_S)
                 continue
             self.crosses(f"after {following.act} {following.environment}".rstrip())
             promotion = self._write(promotion, following, came)
@@ -270,7 +272,8 @@ class Carrier:
         def pause(seconds: float) -> None:
             """Between two looks: whether this runner is still the one to look."""
             _check(promotion, lost)
-            if self.stop.wait(seconds) or (expires_at is not None and self.now() >= expires_at):
+            self._wait(seconds)
+            if self.stop.is_set() or (expires_at is not None and self.now() >= expires_at):
                 raise _Break
 
         looks = watching.watch(
@@ -300,6 +303,12 @@ class Carrier:
         except Refused as refused:
             if refused.refusal is not Refusal.STATE:  # else somebody has ended it before the first look
                 raise
+
+    def _wait(self, seconds: float) -> None:
+        if self.wait is not None:
+            self.wait(seconds)
+        else:
+            self.stop.wait(seconds)
 
     # --- Recording ------------------------------------------------------------------------------
 
