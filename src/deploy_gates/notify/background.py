@@ -1,0 +1,126 @@
+"""The thread that relays and sends while something else runs: a promotion, or the server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from deploy_gates.core.delivery import Fate
+from deploy_gates.notify.relaying import relay
+from deploy_gates.notify.sending import BATCH_MAX, Courier, Lanes
+from deploy_gates.notify.settled import Telling
+from deploy_gates.store import Store
+
+POLL_S = 1.0
+"""So long something may wait that nobody says `wake` for."""
+AWAY_S = 5.0
+"""After so long a store is asked again that could not be."""
+CLOSE_S = 2.0
+"""So long `close` waits for a request that is under way."""
+LEFT_MAX = 1_000
+
+log = logging.getLogger("deploy_gates")
+
+
+class Notifier:
+    """Tells whoever is to be told, in threads of its own. It never raises into whoever runs it.
+
+    Many may run on one store. Without any channel it does nothing at all.
+    """
+
+    def __init__(self, store: Store, telling: Telling) -> None:
+        self._store = store
+        self._telling = telling
+        self._lanes = Lanes(Courier(store=store, telling=telling), on_sent=self.wake)
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._round = threading.Condition()
+        self._rounds = 0
+        self._is_idle = False
+        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Nothing begins where there is no channel."""
+        if self._telling.channels:
+            self._thread.start()
+
+    def wake(self) -> None:
+        """Something has happened: look now, rather than within a second. It neither waits nor raises."""
+        self._wake.set()
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until all that is due was tried, for so long at most; how many are still to be delivered.
+
+        What failed is not waited for: its next try is another process's, or this one's later.
+        """
+        if not self._thread.is_alive():
+            return 0
+        deadline = time.monotonic() + timeout_s
+        with self._round:
+            begun = self._rounds + 2  # the round that is under way may have looked already
+            while not (self._rounds >= begun and self._is_idle) and time.monotonic() < deadline:
+                self._wake.set()
+                self._round.wait(min(0.1, max(0.0, deadline - time.monotonic())))
+        return self._left()
+
+    def close(self) -> None:
+        """End. What was not sent is sent by whoever looks at the store next."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+        self._lanes.close(CLOSE_S)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        is_away = False
+        while not self._stop.is_set():
+            pause_s = POLL_S
+            try:
+                pause_s = 0.0 if self._look() else POLL_S
+                is_away = False
+            except Exception as error:  # noqa: BLE001  # whoever runs this has other work to do
+                if not is_away:
+                    log.warning("nobody can be told just now: %s", _said(error))
+                is_away, pause_s = True, AWAY_S
+            with self._round:
+                self._rounds += 1
+                self._is_idle = (is_away or pause_s > 0) and self._lanes.is_idle
+                self._round.notify_all()
+            self._wait(pause_s, is_patient=is_away)
+
+    def _look(self) -> bool:
+        """One round; whether there was anything to do."""
+        relayed = relay(self._store, self._telling)
+        claimed_at = time.monotonic()
+        due = self._store.due(limit=BATCH_MAX)
+        self._lanes.put(due, claimed_at)
+        return bool(relayed or due)
+
+    def _wait(self, pause_s: float, *, is_patient: bool) -> None:
+        if is_patient:
+            self._stop.wait(pause_s)
+        else:
+            self._wake.wait(pause_s)
+            self._wake.clear()
+
+    def _left(self) -> int:
+        try:
+            return len(self._store.deliveries(state=Fate.DUE.value, limit=LEFT_MAX))
+        except Exception:  # noqa: BLE001  # it is only asked for a screen
+            return 0
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "message", type(error).__name__)
