@@ -72,7 +72,7 @@ def test_one_command_rolls_every_client_back_and_says_when_they_had_it(store: St
         status = deploy_gates(store, "status")
 
     assert (before, after) == ({second}, {first})
-    assert re.search(r"14 of 14 clients after \d+ ms have it", " ".join(said.split()))
+    assert re.search(r"14 of 14 clients have it after \d+ ms", " ".join(said.split()))
     assert re.search(r"14 of 14 clients after \d+ ms", status)
 
 

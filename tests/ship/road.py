@@ -1,4 +1,4 @@
-"""Three environments, users that tests simulate bin by bin, and a clock that moves as fast as it is asked to."""
+"""Three environments, users that tests simulate bin by bin, and a clock that moves as fast as asked to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploy_gates import clock, runner
 from deploy_gates.core.canonical import spelled
 from deploy_gates.core.release import Promotion, Release, Terms
 from deploy_gates.core.tally import BIN_MS, GROWTH, Arm, Histogram, Tally
-from deploy_gates.ship.carrying import Carrier, Told
+from deploy_gates.ship.carrying import Carrier
 from deploy_gates.store import Store
 from deploy_gates.testing import POLICY, a_document, a_record
 
@@ -80,10 +80,7 @@ class Road:
         return self.carried(proposed.id)
 
     def carried(self, id: int, **fields: Any) -> Promotion:
-        last: Told | None = None
-        for last in self.carrier(**fields).ship(id):
-            continue
-        assert last is not None, id
+        assert list(self.carrier(**fields).ship(id)), id
         found = self.store.promotion(id)
         assert found is not None, id
         return found

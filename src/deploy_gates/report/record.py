@@ -97,7 +97,7 @@ def moved(standing: Standing, replayed: bool, terminal: Terminal) -> list[str]:
     word = {Kind.PROMOTE: "PROMOTED", Kind.CANARY: "CANARY", Kind.ROLLBACK: "ROLLED BACK"}[kind]
     color = _YELLOW if kind is Kind.ROLLBACK else _GREEN
     again = " (moved before, under the same key)" if replayed else ""
-    clients = f"; {following(standing)} have it" if standing.instances else ""
+    clients = f"; {following(standing, 'have it')}" if standing.instances else ""
     said = (
         f"{found.config} in {found.environment} serves {_serves(found)} (r{found.revision}){clients}{again}"
     )
@@ -110,14 +110,15 @@ def moved(standing: Standing, replayed: bool, terminal: Terminal) -> list[str]:
     ]
 
 
-def following(standing: Standing) -> str:
-    """`14 of 14 clients after 38 ms`; how many refuse is said, too."""
+def following(standing: Standing, verb: str = "") -> str:
+    """`14 of 14 clients after 38 ms`; how many refuse is said, too. `verb` stands behind the clients."""
     said = f"{len(standing.following)} of {counted(len(standing.instances), 'client')}"
+    said += f" {verb}" if verb else ""
     if standing.took is not None:
         said += f" after {_span(standing.took)}"
     refusing = [each for each in standing.instances if each.refused]
-    verb = "refuses" if len(refusing) == 1 else "refuse"
-    return f"{said}, {len(refusing)} {verb}" if refusing else said
+    refuse = "refuses" if len(refusing) == 1 else "refuse"
+    return f"{said}, {len(refusing)} {refuse}" if refusing else said
 
 
 def _standing(

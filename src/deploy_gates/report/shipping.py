@@ -21,6 +21,7 @@ TIME_WIDTH = 12
 _GREEN, _RED, _YELLOW, _DIM, _BOLD = "32", "31", "33", "2", "1"
 _MARKS = {"done": ("✓", _GREEN), "failed": ("✗", _RED), "begun": ("●", _YELLOW), "held": ("‖", _YELLOW)}
 _ASCII_MARKS = {"✓": "ok", "✗": "XX", "●": "..", "‖": "||"}
+_WAITS = {Act.APPROVAL: "waits for an approval", Act.THAW: "waits for the end of a freeze"}
 _WORDS = {
     State.SHIPPED: ("SHIPPED", _GREEN),
     State.ROLLED_BACK: ("ROLLED BACK", _RED),
@@ -63,10 +64,9 @@ def block(
 
 def line(promotion: Promotion, entry: Entry, terminal: Terminal) -> str:
     """One event on one line; empty for one that is told with the next."""
-    is_silent = entry.status is Status.BEGUN or (
-        entry.act is Act.PROMOTE and entry.environment != promotion.until and promotion.terms.smoke
-    )
-    if is_silent:
+    is_told_next = entry.act is Act.PROMOTE and entry.environment != PRODUCTION and promotion.terms.smoke
+    is_told_next |= (entry.act, entry.status) == (Act.ANALYSIS, Status.FAILED)
+    if entry.status is Status.BEGUN or (is_told_next and entry.status is not Status.HELD):
         return ""
     place, said = entry.environment or "evidence", entry.said
     moved = promotion.outcome(Act.PROMOTE, entry.environment)
@@ -97,7 +97,7 @@ def last_line(
 ) -> str:
     """How it ended, or why it stands still, on one line."""
     word = _WORDS[promotion.state][0].lower()
-    said = " ".join(_true_now(promotion, decision, standing))
+    said = "; ".join(_true_now(promotion, decision, standing))
     return terminal.said(f"{_clock(promotion.concluded_at or now)}  {pad(word, NAME_WIDTH)}{said}")
 
 
@@ -173,11 +173,13 @@ def _said(promotion: Promotion, place: str) -> str:
     else:
         parts += [each.said for each in (promoted,) if each is not None]
         parts += [f"r{each.data.get('to')} rolled back" for each in (rolled,) if each is not None]
-    for act in (Act.SMOKE, Act.APPROVAL, Act.THAW):
-        entry = promotion.last(act, place)
-        is_current = entry is not None and (act is Act.SMOKE or entry is promotion.journal[-1])
-        if entry is not None and is_current:
-            parts.append("asking the smoke cases" if entry.status is Status.BEGUN else entry.said)
+    smoke = promotion.last(Act.SMOKE, place)
+    if smoke is not None:
+        said = {Status.BEGUN: "asking the smoke cases", Status.HELD: "smoke cases wait"}
+        parts.append(said.get(smoke.status, smoke.said))
+    last = promotion.journal[-1]
+    if last.status is Status.HELD and last.act is not Act.SMOKE and last.environment == place:
+        parts.append(_WAITS.get(last.act, "waits"))
     return ", ".join(each for each in parts if each) or "on its way"
 
 
@@ -201,7 +203,7 @@ def _drawn(row: tuple[str, str, str, str], terminal: Terminal) -> str:
     mark, name, said, took = row
     sign, color = _MARKS[mark]
     shown = sign if terminal.unicode else _ASCII_MARKS[sign]
-    room = terminal.width - 4 - NAME_WIDTH - TIME_WIDTH
+    room = terminal.width - 3 - width(shown) - NAME_WIDTH - TIME_WIDTH
     text = clip(terminal.said(said), room, ellipsis=terminal.said("…"))
     return (
         f"  {terminal.ink(shown, color)} "
@@ -217,7 +219,7 @@ def _drawn(row: tuple[str, str, str, str], terminal: Terminal) -> str:
 def _end(
     promotion: Promotion, terminal: Terminal, decision: Decision | None, standing: Standing | None
 ) -> Iterator[str]:
-    why = "" if promotion.state is State.SHIPPED else promotion.held or promotion.conclusion
+    why = "" if promotion.state is State.SHIPPED else promotion.conclusion
     if decision is not None and promotion.state is State.ROLLED_BACK:
         why = quantities.explained(decision) or why
     if why:
@@ -240,16 +242,17 @@ def _true_now(promotion: Promotion, decision: Decision | None, standing: Standin
     """What everybody is served now, and what the candidate cost."""
     if standing is not None:
         deployment = standing.deployment
-        clients = f"; {following(standing)} have it" if standing.instances else ""
+        clients = f"; {following(standing, 'have it')}" if standing.instances else ""
         again = " again" if promotion.state is State.ROLLED_BACK else ""
         serves = f"serves {short(deployment.baseline)}{again} (r{deployment.revision})"
         yield f"{deployment.environment} {serves}{clients}"
     elif promotion.state is State.SHIPPED:
         yield promotion.conclusion
-    elif promotion.baseline:
-        yield f"{short(promotion.release.digest)} goes no further; {promotion.until} served " + (
-            f"{short(promotion.baseline)} when it began"
-        )
+    elif not promotion.state.is_final:
+        yield f"{short(promotion.release.digest)} waits: {promotion.held or 'nobody carries it on'}"
+    elif promotion.baseline and promotion.state is not State.ABORTED:
+        serves = f"{promotion.until} serves {short(promotion.baseline)} as before"
+        yield f"{short(promotion.release.digest)} goes no further; {serves}"
     else:
         yield f"{short(promotion.release.digest)} goes no further"
     if decision is not None and promotion.state is State.ROLLED_BACK:
