@@ -141,6 +141,9 @@ def _add_serve(commands: Commands) -> None:
         metavar="ORIGIN",
         help="let pages from there read, with a token: https://app.example.com; repeatable",
     )
+    serve.add_argument(
+        "--no-carry", action="store_true", help="do not go on with promotions that their runner has left"
+    )
 
 
 def _says_why(parser: argparse.ArgumentParser) -> None:
@@ -389,7 +392,7 @@ def _revoke_token(asked: argparse.Namespace) -> int:
 
 
 def _serve(asked: argparse.Namespace) -> int:
-    from deploy_gates import envelope, settings, workspace
+    from deploy_gates import envelope, notify, settings, workspace
 
     try:
         from deploy_gates import server
@@ -418,6 +421,8 @@ def _serve(asked: argparse.Namespace) -> int:
         require_signature=bool(keys),
         policy=settled.policy,
         origins=asked.allow_origin,
+        carries=not asked.no_carry,
+        telling=notify.Telling.of(settled.notify, os.environ),
     )
     return DONE
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 REDRAW_S = 0.1
+TELL_S = 10.0
+"""So long is waited, once everything is done, for notifications to be sent."""
 STOP_S = 10.0
 """So long a runner has to come to a moment at which it can be left."""
 
@@ -91,7 +93,7 @@ def add(commands: Commands) -> None:
 
 
 def _ship(asked: argparse.Namespace) -> int:
-    from deploy_gates import runner, settings, workspace
+    from deploy_gates import notify, runner, settings, workspace
     from deploy_gates.ship.carrying import Carrier
     from deploy_gates.ship.checkout import Checkout
 
@@ -113,7 +115,15 @@ def _ship(asked: argparse.Namespace) -> int:
         carrier = Carrier(store=store, owner=runner.owner(by), checkout=checkout)
         if asked.dry_run:
             return _foretell(carrier, promotions, asked.json)
-        return _Shipping(carrier, promotions, detach=asked.detach, as_json=asked.json).run()
+        with notify.Notifier(store, notify.Telling.of(checkout.settled.notify, os.environ)) as notifier:
+            carrier = replace(carrier, on_move=notifier.wake)
+            status = _Shipping(carrier, promotions, detach=asked.detach, as_json=asked.json).run()
+            if left := notifier.flush(TELL_S):
+                print(
+                    f"{left} notifications are still to be delivered: deploy-gates deliveries",
+                    file=sys.stderr,
+                )
+        return status
 
 
 def _proposed(

@@ -24,6 +24,7 @@ from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import DeployGatesError, SettingsError
 from deploy_gates.core.policy import Policy
 from deploy_gates.envelope import PublicKey
+from deploy_gates.notify import Notifier, Telling
 from deploy_gates.server import api, asking, ofrep
 from deploy_gates.server.access import Access
 from deploy_gates.server.connection import Connection
@@ -55,8 +56,10 @@ class Service:
         require_signature: bool,
         policy: Policy | None,
         caretaker: Caretaker | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.store = store
+        self.notifier = notifier
         self.caretaker = caretaker
         """Goes on with promotions that their runner has left; `None`: nobody does here."""
         self.client = client
@@ -92,6 +95,8 @@ class Service:
             each.start()
         for each in self.mirrors.values():
             each.has_read.wait(FIRST_READ_S)
+        if self.notifier is not None:
+            self.notifier.start()
         if self.caretaker is not None:
             self.caretaker.start()
 
@@ -99,6 +104,8 @@ class Service:
         """Let go of everything; streams end."""
         if self.caretaker is not None:
             self.caretaker.close()
+        if self.notifier is not None:
+            self.notifier.close()
         for each in self.mirrors.values():
             each.close()
         self.client.close()
@@ -116,23 +123,26 @@ def application(
     policy: Policy | None = None,
     origins: Sequence[str] = (),
     carries: bool = False,
+    telling: Telling | None = None,
 ) -> ASGIApp:
     """The server as an ASGI application over the store at `url`; OFREP serves one environment.
 
     `is_local` says that only this machine can reach it: reading then needs no token as long as there is none.
     Pages from `origins` may read over OFREP with a token. One that `carries` goes on with promotions that
-    their runner has left.
+    their runner has left, and sends what others are to be told by `telling`.
     """
     store = open_store(url, root=root)
     store.check()
     client = ConfigClient(_absolute(url, root), environment=environment, report=False, wait_s=FIRST_READ_S)
+    notifier = Notifier(store, telling) if telling is not None and telling.channels else None
     service = Service(
         store,
         client,
         keys=keys,
         require_signature=require_signature,
         policy=policy,
-        caretaker=Caretaker(store) if carries else None,
+        caretaker=Caretaker(store, on_move=notifier.wake if notifier else _nobody) if carries else None,
+        notifier=notifier,
     )
 
     @contextlib.asynccontextmanager
@@ -170,6 +180,7 @@ def serve(
     policy: Policy | None = None,
     origins: Sequence[str] = (),
     carries: bool = True,
+    telling: Telling | None = None,
 ) -> None:
     """Serve until interrupted; `announce` is told the address once connections are taken."""
     listening = _listen(host, port)
@@ -184,6 +195,7 @@ def serve(
             policy=policy,
             origins=origins,
             carries=carries,
+            telling=telling,
         )
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}"
@@ -204,6 +216,10 @@ def serve(
         server.run(sockets=[listening])
     finally:
         listening.close()
+
+
+def _nobody() -> None:
+    """Nobody is told."""
 
 
 def _for_browsers(origins: Sequence[str]) -> Middleware:
