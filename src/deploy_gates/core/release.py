@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from deploy_gates.core.canary import Action
 from deploy_gates.core.canonical import Json, JsonObject, short
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.promotion import Deployment
@@ -484,7 +483,7 @@ def _in_canary(promotion: Promotion, here: Deployment, facts: Facts) -> Next | N
         return _move(Act.ROLLBACK, here, refused.said)
     if analysis is not None and analysis.status is Status.FAILED:
         return _move(Act.ROLLBACK, here, analysis.said)
-    if analysis is not None and analysis.data.get("action") == Action.PROMOTE.value:
+    if analysis is not None:
         return _move(Act.PROMOTE, here, analysis.said)
     if here.expires_at is not None and facts.now >= here.expires_at:
         reason = "nobody decided the canary before its deadline, so its clients were back already"
