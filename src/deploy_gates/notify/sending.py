@@ -41,7 +41,7 @@ log = logging.getLogger("deploy_gates")
 
 
 def pause_s(attempts: int, retry_after_s: float, jitter: float) -> float:
-    """How long to wait after so many failed attempts. `jitter`, from 0 to 1, keeps apart who failed at once."""
+    """How long to wait after so many failed attempts. `jitter`, 0 to 1, keeps apart who failed at once."""
     backoff = min(FIRST_RETRY_S * RETRY_FACTOR ** (max(attempts, 1) - 1), RETRY_MAX_S)
     return max(backoff * (0.5 + 0.5 * jitter), retry_after_s)
 

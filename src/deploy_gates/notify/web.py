@@ -113,9 +113,11 @@ class Endpoint:
                 connection.request(method, (target + path) or "/", body, sent)
                 response = connection.getresponse()
                 read = response.read(ANSWER_MAX_BYTES + 1)
+                if time.monotonic() - began >= SEND_S:
+                    raise TimeoutError  # it was cut, and what was cut off may look like a whole answer
             except (OSError, ValueError, http.client.HTTPException) as error:
-                if isinstance(error, TimeoutError) or time.monotonic() - began >= SEND_S:
-                    took_s = min(time.monotonic() - began, SEND_S)
+                took_s = min(time.monotonic() - began, SEND_S)
+                if isinstance(error, TimeoutError) or took_s >= SEND_S:
                     raise Undelivered(f"{self.host} did not answer within {took_s:.0f} s") from None
                 raise Undelivered(_cut_short(self.host, error)) from None
         if len(read) > ANSWER_MAX_BYTES:
