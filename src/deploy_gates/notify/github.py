@@ -61,7 +61,10 @@ class GitHub:
         event = delivery.body
         if not data_of(event).get("commit"):
             return ""
-        told = [each.body for each in earlier() if each.state is Fate.DELIVERED or each.id == delivery.id]
+        known = earlier()
+        told = [each.body for each in known if each.state is Fate.DELIVERED or each.id == delivery.id] or [
+            event
+        ]
         is_last = told[-1:] == [event]  # else it was given up once, and later ones have arrived meanwhile
         deployment = self._deploy(event) if "deployment" in self.writes and is_last else ""
         if "promotion" in data_of(event):
