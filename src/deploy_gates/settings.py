@@ -19,6 +19,7 @@ from deploy_gates.core.errors import SettingsError
 from deploy_gates.core.freezing import Window
 from deploy_gates.core.gate import GateName
 from deploy_gates.core.policy import CostPolicy, DeclaredModel, GoldenPolicy, Policy
+from deploy_gates.core.tally import Unit
 from deploy_gates.documents import Document
 
 FILE = "pyproject.toml"
@@ -172,6 +173,7 @@ def canary_plan(raw: Mapping[str, Json]) -> Plan:
         Plan(
             false_rollback=_float(raw, "false_rollback", default.false_rollback),
             false_promotion=_float(raw, "false_promotion", default.false_promotion),
+            unit=Unit(str(raw.get("unit", default.unit))),
             confidence=_float(raw, "confidence", default.confidence),
             mark_s=_float(raw, "mark_s", default.mark_s),
             warm_up_s=_float(raw, "warm_up_s", default.warm_up_s),

@@ -344,7 +344,8 @@ def _watch(asked: argparse.Namespace) -> int:
         source, delay_s = server.tallies, server.delay_s
     plan, report, screen = _plan(asked), _report(asked), _Screen(asked.json)
     history: list[Decision] = []
-    unit = Unit(asked.unit) if asked.unit else None
+    settled_unit = settings.load(workspace.find_root(Path.cwd())).canary_table.get("unit")
+    unit = Unit(str(asked.unit or settled_unit)) if asked.unit or settled_unit else None
     with opened(asked) as store:
         watched = watching.watch(store, plan, asked.config, asked.env, source, unit=unit, delay_s=delay_s)
         for look in watched:

@@ -282,6 +282,7 @@ class Carrier:
             release.config,
             environment,
             judging.source,
+            unit=judging.unit,
             delay_s=judging.delay_s,
             now=self.now,
             wait=pause,

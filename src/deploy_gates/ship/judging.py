@@ -32,6 +32,8 @@ class Judging:
     source: Source | None
     """`None`: from the store, where clients report them."""
     delay_s: float
+    unit: Unit | None
+    """What is counted; `None`: users, where they keep an arm."""
 
     @classmethod
     def of(cls, promotion: Promotion, environment: str) -> Self:
@@ -46,13 +48,14 @@ class Judging:
         table = promotion.terms.canary
         plan = canary_plan(table)
         plan = replace(plan, share=plan.share or promotion.terms.weight_bp / 10_000)
+        unit = plan.unit if "unit" in table else None
         raw = table.get("prometheus")
         if not isinstance(raw, Mapping):
-            return cls(plan=plan, source=None, delay_s=watching.REPORTING_S)
+            return cls(plan=plan, source=None, delay_s=watching.REPORTING_S, unit=unit)
         from deploy_gates.canary.prometheus import Prometheus
 
         server = Prometheus.of(raw, config=promotion.release.config, environment=environment)
-        return cls(plan=plan, source=server.tallies, delay_s=server.delay_s)
+        return cls(plan=plan, source=server.tallies, delay_s=server.delay_s, unit=unit)
 
 
 def unseen(store: Store, promotion: Promotion, environment: str, now: datetime) -> Came | None:
