@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from deploy_gates.notify.background import Notifier
 from deploy_gates.notify.relaying import arrived, relay
-from deploy_gates.notify.sending import again, deliver
+from deploy_gates.notify.sending import DEAD_MAX, again, deliver
 from deploy_gates.notify.settled import Telling
 
-__all__ = ["Notifier", "Telling", "again", "arrived", "deliver", "relay"]
+__all__ = ["DEAD_MAX", "Notifier", "Telling", "again", "arrived", "deliver", "relay"]
