@@ -1,15 +1,16 @@
-"""Commands about the repository: start one, compare, describe, and check evidence."""
+"""Commands about the repository: start one, compare, comment, describe, and check evidence."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy_gates.cli.frame import DONE, Commands, command, group, print_json
+from deploy_gates.cli.frame import DONE, UNAVAILABLE, Commands, command, group, print_json
 from deploy_gates.core.canonical import Json, short
 from deploy_gates.core.errors import DeployGatesError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add these commands to the parser."""
-    init = command(commands, "init", _init, "add a config, golden cases, settings, and a CI workflow")
+    init = command(commands, "init", _init, "add a config, golden cases, settings, a CI workflow, and a hook")
     init.add_argument("folder", nargs="?", default=".", help="the repository (default: this folder)")
 
     diff = command(commands, "diff", _diff, "tell what changed in each config", "deploy-gates diff main")
@@ -34,6 +35,20 @@ def add(commands: Commands) -> None:
         "--config", action="append", default=[], metavar="NAME", help="only this config; repeatable"
     )
     diff.add_argument("--full", action="store_true", help="show changed texts line by line")
+
+    comment = command(
+        commands,
+        "comment",
+        _comment,
+        "in CI, put the report of the gates on the pull request, once",
+        "deploy-gates comment .deploy-gates/report.md",
+    )
+    comment.add_argument(
+        "report",
+        nargs="?",
+        default=".deploy-gates/report.md",
+        help="what --gate-report wrote (default: .deploy-gates/report.md); where it is missing, that is said",
+    )
 
     schema = command(
         commands, "schema", _schema, "print a JSON Schema for editors", "deploy-gates schema config"
@@ -71,11 +86,15 @@ def _init(asked: argparse.Namespace) -> int:
 
     made = scaffold.scaffold(Path(asked.folder))
     if asked.json:
-        print_json([{"action": each.action, "file": each.file, "about": each.about} for each in made])
+        print_json([asdict(each) for each in made])
         return DONE
     print()
     for each in made:
         print(f"  {each.action:<8} {each.file:<36} {each.about}".rstrip())
+    for each in made:
+        if each.lines:
+            print(f"\n{each.file} cannot be added to safely; these lines belong under its `repos`:\n")
+            print(each.lines.rstrip("\n"))
     print("\nnext: `pip install pytest-deploy-gates`, then `pytest --deploy-gates`")
     return DONE
 
@@ -160,6 +179,47 @@ def _cases_lines(baseline: Sequence[Case], candidate: Sequence[Case]) -> list[st
     if not (added or removed or edited):
         return []
     return [f"  cases.jsonl   +{added} −{removed} cases, {edited} edited"]
+
+
+# --- comment ------------------------------------------------------------------------------------
+
+
+def _comment(asked: argparse.Namespace) -> int:
+    from deploy_gates.notify import review
+    from deploy_gates.notify.web import Undelivered
+
+    place = review.place(os.environ)
+    if place is None:
+        if asked.json:
+            print_json({"place": None, "done": review.Done.KEPT.value})
+        else:
+            print("this run is for no pull request: there is nothing to comment on")
+        return DONE
+    try:
+        done = review.post(place, _report(Path(asked.report)))
+    except Undelivered as error:
+        said = f"the report did not get to {place.name}: {error.message}"
+        if asked.json:
+            print_json({"error": said})
+        else:
+            print(f"deploy-gates: {said}", file=sys.stderr)
+        return UNAVAILABLE
+    if asked.json:
+        print_json({"place": place.name, "done": done.value})
+    elif done is review.Done.FORBIDDEN:
+        print(f"this token may not write to {place.name}, as that of a fork may not: no comment")
+    else:
+        print(f"the comment on {place.name}: {done}")
+    return DONE
+
+
+def _report(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeployGatesError(f"{path} cannot be read: {error}") from error
 
 
 # --- schema -------------------------------------------------------------------------------------
