@@ -284,6 +284,15 @@ def test_a_chat_hears_a_title_and_a_text_through_apprise(chat: Service, caplog: 
     assert "secret-path" not in caplog.text
 
 
+def test_a_chat_is_never_made_to_call_everybody(chat: Service) -> None:
+    sender = Chat(url=chat.url.replace("http://", "json://"))
+
+    sender.send(deliveries(journeys.shipped(reason="<!channel> @here: all green"))[-1], list)
+
+    (asked,) = chat.asked
+    assert "<!\u200bchannel> @\u200bhere: all green" in asked.json["message"]
+
+
 def test_a_chat_that_says_no_is_named_by_its_service_alone(chat: Service) -> None:
     chat.failing.append((500, {}, {}))
     sender = Chat(url=chat.url.replace("http://", "json://") + "/secret-path")

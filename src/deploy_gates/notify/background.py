@@ -16,7 +16,7 @@ from deploy_gates.store import Store
 
 POLL_S = 1.0
 """So long something may wait that nobody says `wake` for."""
-AWAY_S = 5.0
+AWAY_S = 2.0
 """After so long a store is asked again that could not be."""
 CLOSE_S = 2.0
 """So long `close` waits for a request that is under way."""

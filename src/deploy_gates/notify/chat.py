@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -13,6 +14,7 @@ from deploy_gates.notify.events import kind_of
 from deploy_gates.notify.web import Undelivered
 
 INSTALL = "pip install 'pytest-deploy-gates[notify]'"
+_MENTION = re.compile(r"(?<=[@!])(?=\w)")
 _TYPES = {
     "promotion.shipped": "success",
     "promotion.rolled-back": "failure",
@@ -35,8 +37,8 @@ class Chat:
             raise Undelivered("Apprise does not know this kind of URL", is_final=True)
         event = delivery.body
         arrived = to.notify(
-            title=words.title(event),
-            body=words.text(event),
+            title=_unmentioned(words.title(event)),
+            body=_unmentioned(words.text(event)),
             notify_type=apprise.NotifyType(_TYPES.get(kind_of(event), "info")),
             body_format=apprise.NotifyFormat.TEXT,
         )
@@ -48,6 +50,11 @@ class Chat:
     def _service(self) -> str:
         """The only part of the URL that is shown."""
         return self.url.partition(":")[0][:20]
+
+
+def _unmentioned(text: str) -> str:
+    """`text` without calling anybody: a zero-width space stands where `@ada` and `<!channel>` would begin."""
+    return _MENTION.sub("\u200b", text)
 
 
 def _apprise() -> ModuleType:

@@ -183,6 +183,7 @@ def deliver(
     telling: Telling,
     *,
     timeout_s: float = CLAIM_TTL.total_seconds(),
+    claim: timedelta = CLAIM_TTL,
     now: Callable[[], datetime] = clock.now,
     jitter: Callable[[], float] = random.random,
 ) -> int:
@@ -192,7 +193,7 @@ def deliver(
     try:
         while time.monotonic() < deadline:
             claimed_at = time.monotonic()
-            batch = store.due(limit=BATCH_MAX)
+            batch = store.due(limit=BATCH_MAX, claim=claim)
             if not batch:
                 break
             lanes.put(batch, claimed_at)
