@@ -11,6 +11,7 @@ from deploy_gates.core.canonical import short
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import Refusal, Refused
 from deploy_gates.core.promotion import Deployment, Event, Kind, Lease, Move, Record
+from deploy_gates.core.release import Promotion, Release
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,7 @@ def as_it_was(made: Event, now: Deployment) -> Deployment:
         candidate=made.candidate,
         weight_bp=made.weight_bp,
         salt=made.salt,
+        expires_at=datetime.fromtimestamp(made.expires_at_ms / 1000, UTC) if made.expires_at_ms else None,
         policy=made.policy,
         evidence=made.evidence,
         actor=made.actor,
@@ -114,6 +116,50 @@ def evidence_of_nothing(record: Record) -> Refused:
         Refusal.UNKNOWN,
         f"the evidence is for {record.config} {short(record.digest)}, and the store keeps no such config",
         hint="put the config into the store before its evidence",
+    )
+
+
+def release_of_nothing(release: Release) -> Refused:
+    """Why a release is not put on its way: its config is not kept."""
+    return Refused(
+        Refusal.UNKNOWN,
+        f"the store keeps no {release.config} {short(release.digest)}, so it cannot be on its way",
+        hint="put the config into the store before its release",
+    )
+
+
+def superseded_by(release: Release) -> str:
+    """How a promotion ends whose turn never came."""
+    return f"{short(release.digest)} by {release.actor} came later"
+
+
+def not_taken(id: int, found: Promotion | None, now: datetime) -> Refused:
+    """Why a promotion cannot be carried now."""
+    if found is None:
+        return Refused(Refusal.UNKNOWN, f"there is no promotion {id}", hint="deploy-gates status")
+    if found.state.is_final:
+        return Refused(Refusal.STATE, f"promotion {id} has ended: {found.state.value}, {found.conclusion}")
+    if found.lease_until is not None and found.lease_until > now:
+        left_s = (found.lease_until - now).total_seconds()
+        return Refused(
+            Refusal.LEASE,
+            f"{found.owner} carries promotion {id}, and holds it for another {left_s:.1f} s at most",
+            hint="wait for it; whoever ships next goes on if it dies",
+        )
+    return Refused(Refusal.STATE, f"promotion {id} is queued, and another one of {found.release.config} runs")
+
+
+def promotion_lost(promotion: Promotion, found: Promotion | None) -> Refused:
+    """Why nothing more is written to a promotion: it has ended, ran out, or somebody took over."""
+    if found is None or found.state.is_final:
+        ended = f": {found.state.value}, {found.conclusion}" if found else ""
+        return Refused(Refusal.STATE, f"promotion {promotion.id} has ended{ended}")
+    if found.fence == promotion.fence:
+        return Refused(Refusal.LEASE, f"the lease on promotion {promotion.id} has expired: take it again")
+    return Refused(
+        Refusal.FENCE,
+        f"{found.owner or 'someone'} has taken promotion {promotion.id} over: fence {promotion.fence} is no "
+        f"longer the current one, which is {found.fence}",
     )
 
 

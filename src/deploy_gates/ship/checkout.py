@@ -289,7 +289,10 @@ def _blocking(record: Record) -> str:
     """Which gates say no, as the evidence has it."""
     if record.verdict != Verdict.FAIL:
         return "a later run of them failed"
-    found = envelope.verify(record.envelope, (), require_signature=False).evidence
+    try:
+        found = envelope.verify(record.envelope, (), require_signature=False).evidence
+    except EnvelopeError:
+        return "its evidence says fail"
     gates = [each.gate.value for each in found.gates if each.verdict is Verdict.FAIL]
     return f"{' and '.join(gates)} {'fails' if len(gates) == 1 else 'fail'}"
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any, Protocol
 
+from deploy_gates.core.delivery import Delivery, Fate
 from deploy_gates.core.errors import StoreError
 from deploy_gates.core.promotion import (
     Acknowledgement,
@@ -21,6 +22,7 @@ from deploy_gates.core.promotion import (
     Scope,
     Token,
 )
+from deploy_gates.core.release import Act, Approval, Entry, Promotion, Release, State, Status, Terms
 from deploy_gates.core.tally import Tally
 
 
@@ -41,6 +43,7 @@ def deployment_of(row: Row) -> Deployment:
         candidate=row["candidate"],
         weight_bp=row["weight_bp"],
         salt=row["salt"],
+        expires_at=time_of(row["expires_at_ms"]) if row["expires_at_ms"] else None,
         policy=row["policy"],
         evidence=row["evidence"],
         actor=row["actor"],
@@ -92,6 +95,7 @@ def event_of(row: Row) -> Event:
         reason=row["reason"],
         key=row["idempotency_key"],
         at_ms=row["at_ms"],
+        expires_at_ms=row["expires_at_ms"],
         previous=row["previous"],
         hash=row["hash"],
     )
@@ -142,6 +146,115 @@ def token_of(row: Row) -> Token:
     )
 
 
+def promotions_of(rows: Sequence[Row], lines: Sequence[Row]) -> tuple[Promotion, ...]:
+    """Rows of `promotion`, each with its rows of `journal`."""
+    journals: dict[int, list[Entry]] = {}
+    for line in lines:
+        journals.setdefault(line["promotion"], []).append(entry_of(line))
+    return tuple(promotion_of(row, journals.get(row["id"], ())) for row in rows)
+
+
+def promotion_of(row: Row, journal: Sequence[Entry]) -> Promotion:
+    """A row of `promotion` with its journal."""
+    return Promotion(
+        id=row["id"],
+        release=Release(
+            config=row["config"],
+            digest=row["digest"],
+            actor=row["actor"],
+            reason=row["reason"],
+            commit=row["commit_id"],
+        ),
+        until=row["until"],
+        baseline=row["baseline"],
+        policy=row["policy"],
+        terms=Terms.from_json(json.loads(row["terms"])),
+        state=State(row["state"]),
+        conclusion=row["conclusion"],
+        proposed_at=time_of(row["proposed_at_ms"]),
+        concluded_at=time_of(row["concluded_at_ms"]) if row["concluded_at_ms"] else None,
+        owner=row["owner"],
+        fence=row["fence"],
+        lease_until=time_of(row["lease_until_ms"]) if row["lease_until_ms"] else None,
+        journal=tuple(journal),
+    )
+
+
+def entry_of(row: Row) -> Entry:
+    """A row of `journal`."""
+    return Entry(
+        promotion=row["promotion"],
+        number=row["number"],
+        act=Act(row["act"]),
+        environment=row["environment"],
+        status=Status(row["status"]),
+        at_ms=row["at_ms"],
+        owner=row["owner"],
+        data=json.loads(row["data"]),
+    )
+
+
+def version_of(promotion: Promotion) -> int:
+    """How far a promotion has got, as its row counts it: every line and every state is one further."""
+    rank = {State.QUEUED: 0, State.RUNNING: 1}.get(promotion.state, 2)
+    return 2 * len(promotion.journal) + rank
+
+
+def approval_of(row: Row) -> Approval:
+    """A row of `approval`."""
+    return Approval(
+        config=row["config"],
+        digest=row["digest"],
+        environment=row["environment"],
+        approver=row["approver"],
+        reason=row["reason"],
+        at=time_of(row["at_ms"]),
+    )
+
+
+def delivery_of(row: Row) -> Delivery:
+    """A row of `delivery`."""
+    return Delivery(
+        id=row["id"],
+        thread=row["thread"],
+        channel=row["channel"],
+        body=json.loads(row["body"]),
+        state=Fate(row["state"]),
+        attempts=row["attempts"],
+        created_at=time_of(row["created_at_ms"]),
+        next_at=time_of(row["next_at_ms"]),
+        external_id=row["external_id"],
+        error=row["error"],
+    )
+
+
+def of_release(release: Release) -> dict[str, object]:
+    """The columns of a release."""
+    return {
+        "config": release.config,
+        "digest": release.digest,
+        "actor": release.actor,
+        "reason": release.reason,
+        "commit_id": release.commit,
+    }
+
+
+def of_delivery(delivery: Delivery) -> dict[str, object]:
+    """The columns of a delivery."""
+    return {
+        "id": delivery.id,
+        "thread": delivery.thread,
+        "channel": delivery.channel,
+        "body": json.dumps(delivery.body),
+        "state": delivery.state.value,
+        "attempts": delivery.attempts,
+        "created_at_ms": ms_of(delivery.created_at),
+        "next_at_ms": ms_of(delivery.next_at),
+        "external_id": delivery.external_id,
+        "error": delivery.error,
+    }
+
+
 def ms_of(time: datetime) -> int:
     """Milliseconds since 1970, UTC."""
     return int(time.timestamp() * 1000)
@@ -166,6 +279,7 @@ def of_move(move: Move) -> dict[str, object]:
         "digest": move.digest,
         "weight_bp": move.weight_bp,
         "salt": move.salt,
+        "lasts_ms": round(move.lasts_s * 1000),
         "expected": move.expected,
         "fence": move.fence,
         "policy": move.policy,

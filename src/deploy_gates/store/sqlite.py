@@ -26,8 +26,9 @@ from typing import TypeAlias, TypeVar
 
 from deploy_gates import clock
 from deploy_gates.core import refusals
-from deploy_gates.core.canonical import digest_of
+from deploy_gates.core.canonical import JsonObject, digest_of
 from deploy_gates.core.cost import Price
+from deploy_gates.core.delivery import Delivery
 from deploy_gates.core.errors import StoreError, StoreUnavailable
 from deploy_gates.core.promotion import (
     Acknowledgement,
@@ -44,11 +45,14 @@ from deploy_gates.core.promotion import (
     netstrings,
 )
 from deploy_gates.core.refusals import Facts
+from deploy_gates.core.release import Act, Approval, Promotion, Release, State, Status, Terms
 from deploy_gates.core.tally import Tally
-from deploy_gates.store import INSTANCE_TTL, LEASE_MAX, LEASE_TTL, ROWS_MAX, TALLIES_KEPT, Upgraded
+from deploy_gates.store import CLAIM_TTL, INSTANCE_TTL, LEASE_MAX, LEASE_TTL, ROWS_MAX, TALLIES_KEPT, Upgraded
 from deploy_gates.store.rows import (
+    approval_of,
     check_current,
     check_not_newer,
+    delivery_of,
     deployment_of,
     event_of,
     instance_of,
@@ -58,14 +62,18 @@ from deploy_gates.store.rows import (
     migrations,
     ms_of,
     of_acknowledgement,
+    of_delivery,
     of_move,
     of_record,
+    of_release,
     of_tallies,
     of_token,
+    promotions_of,
     record_of,
     span_ms,
     time_of,
     token_of,
+    version_of,
 )
 
 FIXED_IN = (3, 51, 3)
@@ -433,6 +441,138 @@ class SqliteStore:
         )
         return revoked == 1
 
+    # --- Promotions -----------------------------------------------------------------------------
+
+    def propose(self, release: Release, *, until: str, policy: str, terms: Terms) -> Promotion:
+        def put(connection: sqlite3.Connection) -> Promotion:
+            values = of_release(release) | {
+                "until": until,
+                "policy": policy,
+                "terms": json.dumps(terms.to_json()),
+            }
+            kept = connection.execute(
+                "SELECT 1 FROM config WHERE digest = :digest AND name = :config", values
+            ).fetchone()
+            if kept is None:
+                raise refusals.release_of_nothing(release)
+            under_way = connection.execute(_UNDER_WAY, values).fetchone()
+            if under_way is None:
+                connection.execute(_SUPERSEDE, values | {"conclusion": refusals.superseded_by(release)})
+                under_way = _first(connection.execute(_PROPOSE, values))
+                assert under_way is not None, "a row that was put in comes back"
+            return _promotion(connection, under_way)
+
+        return self._write(put)
+
+    def promotion(self, id: int) -> Promotion | None:
+        def read(connection: sqlite3.Connection) -> Promotion | None:
+            row = connection.execute("SELECT * FROM promotion WHERE id = ?", (id,)).fetchone()
+            return None if row is None else _promotion(connection, row)
+
+        return self._read(_in_one_snapshot(read))
+
+    def promotions(
+        self, config: str = "", *, is_open: bool = False, before: int = 0, limit: int = 100
+    ) -> tuple[Promotion, ...]:
+        values = {"config": config, "before": before or 2**62, "limit": limit}
+        chosen = "config = :config AND " if config else ""
+        chosen += "state IN ('queued', 'running') AND " if is_open else ""
+
+        def read(connection: sqlite3.Connection) -> tuple[Promotion, ...]:
+            rows = connection.execute(
+                f"SELECT * FROM promotion WHERE {chosen}id < :before ORDER BY id DESC LIMIT :limit", values
+            ).fetchall()
+            return _promotions(connection, rows)
+
+        return self._read(_in_one_snapshot(read))
+
+    def take(self, id: int, owner: str, ttl: timedelta = LEASE_TTL) -> Promotion:
+        values = {"id": id, "owner": owner, "ttl_ms": span_ms(ttl), "max_ms": span_ms(LEASE_MAX)}
+
+        def take(connection: sqlite3.Connection) -> Promotion:
+            row = _first(connection.execute(_TAKE, values))
+            if row is None:
+                raise refusals.not_taken(id, _promotion_or_none(connection, id), self._now())
+            return _promotion(connection, row)
+
+        return self._write(take)
+
+    def keep_on(self, promotion: Promotion, ttl: timedelta = LEASE_TTL) -> None:
+        held = self._run(
+            "UPDATE promotion SET lease_until_ms = now_ms() + :ttl_ms "
+            "WHERE id = :id AND fence = :fence AND lease_until_ms > now_ms()",
+            {"id": promotion.id, "fence": promotion.fence, "ttl_ms": span_ms(ttl)},
+        )
+        if not held:
+            raise refusals.promotion_lost(promotion, self.promotion(promotion.id))
+
+    def let_go(self, promotion: Promotion) -> None:
+        self._run(
+            "UPDATE promotion SET lease_until_ms = 0 WHERE id = :id AND fence = :fence",
+            {"id": promotion.id, "fence": promotion.fence},
+        )
+
+    def write(
+        self, promotion: Promotion, act: Act, environment: str, status: Status, data: JsonObject
+    ) -> Promotion:
+        values = {
+            "id": promotion.id,
+            "fence": promotion.fence,
+            "act": act.value,
+            "environment": environment,
+            "status": status.value,
+            "data": json.dumps(data),
+        }
+
+        def add(connection: sqlite3.Connection) -> Promotion:
+            if connection.execute(_WRITE, values).rowcount == 0:
+                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+            row = _first(connection.execute(_WRITTEN, values))
+            assert row is not None, "the promotion of a line that was written is there"
+            return _promotion(connection, row)
+
+        return self._write(add)
+
+    def conclude(self, promotion: Promotion, state: State, conclusion: str) -> Promotion:
+        values = {
+            "id": promotion.id,
+            "fence": promotion.fence,
+            "config": promotion.release.config,
+            "state": state.value,
+            "conclusion": conclusion,
+        }
+
+        def end(connection: sqlite3.Connection) -> Promotion:
+            row = _first(connection.execute(_CONCLUDE, values))
+            if row is None:
+                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+            connection.execute(_NEXT_RUNS, values)
+            return _promotion(connection, row)
+
+        return self._write(end)
+
+    def approve(self, approval: Approval) -> None:
+        self._run(
+            "INSERT INTO approval (config, digest, environment, approver, reason, at_ms) "
+            "VALUES (:config, :digest, :environment, :approver, :reason, now_ms()) "
+            "ON CONFLICT (config, digest, environment, approver) DO NOTHING",
+            {
+                "config": approval.config,
+                "digest": approval.digest,
+                "environment": approval.environment,
+                "approver": approval.approver,
+                "reason": approval.reason,
+            },
+        )
+
+    def approvals(self, config: str, digest: str = "") -> tuple[Approval, ...]:
+        rows = self._all(
+            "SELECT * FROM approval WHERE config = :config AND :digest IN ('', digest) "
+            "ORDER BY at_ms, approver LIMIT :limit",
+            {"config": config, "digest": digest, "limit": ROWS_MAX},
+        )
+        return tuple(approval_of(row) for row in rows)
+
     # --- Notifications --------------------------------------------------------------------------
 
     def outbox(self, limit: int = ROWS_MAX) -> tuple[Event, ...]:
@@ -443,12 +583,62 @@ class SqliteStore:
         )
         return tuple(event_of(row) for row in rows)
 
-    def told(self, event: Event) -> None:
-        self._run(
-            "DELETE FROM outbox "
-            "WHERE config = :config AND environment = :environment AND revision = :revision",
-            {"config": event.config, "environment": event.environment, "revision": event.revision},
+    def told(self, event: Event, deliveries: Sequence[Delivery] = ()) -> None:
+        def tell(connection: sqlite3.Connection) -> None:
+            connection.executemany(_KEEP_DELIVERY, [of_delivery(each) for each in deliveries])
+            connection.execute(
+                "DELETE FROM outbox "
+                "WHERE config = :config AND environment = :environment AND revision = :revision",
+                {"config": event.config, "environment": event.environment, "revision": event.revision},
+            )
+
+        self._write(tell)
+
+    def untold(self, limit: int = ROWS_MAX) -> tuple[Promotion, ...]:
+        def read(connection: sqlite3.Connection) -> tuple[Promotion, ...]:
+            rows = connection.execute(
+                "SELECT * FROM promotion WHERE version > told_version ORDER BY id LIMIT ?", (limit,)
+            ).fetchall()
+            return _promotions(connection, rows)
+
+        return self._read(_in_one_snapshot(read))
+
+    def announced(self, promotion: Promotion, deliveries: Sequence[Delivery] = ()) -> None:
+        def tell(connection: sqlite3.Connection) -> None:
+            connection.executemany(_KEEP_DELIVERY, [of_delivery(each) for each in deliveries])
+            connection.execute(
+                "UPDATE promotion SET told_version = :version WHERE id = :id AND told_version < :version",
+                {"id": promotion.id, "version": version_of(promotion)},
+            )
+
+        self._write(tell)
+
+    def due(self, *, limit: int = 100, claim: timedelta = CLAIM_TTL) -> tuple[Delivery, ...]:
+        waiting = self._all(
+            "SELECT 1 FROM delivery WHERE state = 'due' AND next_at_ms <= now_ms() LIMIT 1", {}
         )
+        if not waiting:  # the usual case writes nothing
+            return ()
+        values = {"limit": limit, "claim_ms": span_ms(claim)}
+        rows = self._write(lambda connection: connection.execute(_DUE, values).fetchall())
+        return tuple(delivery_of(row) for row in sorted(rows, key=lambda row: int(row["number"])))
+
+    def settle(self, delivery: Delivery) -> None:
+        self._run(
+            "UPDATE delivery SET state = :state, attempts = :attempts, next_at_ms = :next_at_ms, "
+            "external_id = :external_id, error = :error WHERE id = :id",
+            of_delivery(delivery),
+        )
+
+    def deliveries(
+        self, *, thread: str = "", channel: str = "", state: str = "", limit: int = 100
+    ) -> tuple[Delivery, ...]:
+        rows = self._all(
+            "SELECT * FROM delivery WHERE :thread IN ('', thread) AND :channel IN ('', channel) "
+            "AND :state IN ('', state) ORDER BY number DESC LIMIT :limit",
+            {"thread": thread, "channel": channel, "state": state, "limit": limit},
+        )
+        return tuple(delivery_of(row) for row in rows)
 
     # --- Connections ----------------------------------------------------------------------------
 
@@ -637,6 +827,11 @@ SET revision = d.revision + 1,
     weight_bp = CASE :kind WHEN 'canary' THEN :weight_bp ELSE 0 END,
     salt = CASE WHEN :kind <> 'canary' THEN '' WHEN d.candidate = :digest THEN d.salt ELSE :salt END,
     policy = :policy,
+    expires_at_ms = CASE
+        WHEN :kind <> 'canary' THEN 0
+        WHEN :lasts_ms > 0 THEN now_ms() + :lasts_ms
+        WHEN d.candidate = :digest THEN d.expires_at_ms
+        ELSE 0 END,
     evidence = opening.id,
     actor = :actor,
     reason = :reason,
@@ -674,6 +869,7 @@ SET revision = d.revision + 1,
     candidate = '',
     weight_bp = 0,
     salt = '',
+    expires_at_ms = 0,
     evidence = (SELECT h.evidence FROM history AS h
                 WHERE h.config = :config AND h.environment = :environment AND h.baseline = :digest
                     AND h.kind = 'promote'
@@ -731,6 +927,108 @@ SET serving_since_ms
 """
 
 
+_UNDER_WAY = """
+SELECT * FROM promotion
+WHERE config = :config AND digest = :digest AND state IN ('queued', 'running')
+"""
+
+# What is queued, and what runs with nobody behind it and nothing of it in front of users.
+_SUPERSEDE = """
+UPDATE promotion
+SET state = 'superseded',
+    conclusion = :conclusion,
+    concluded_at_ms = max(now_ms(), proposed_at_ms),
+    version = 2 * (SELECT count(*) FROM journal WHERE promotion = promotion.id) + 2
+WHERE config = :config
+    AND (state = 'queued'
+        OR (state = 'running' AND lease_until_ms <= now_ms()
+            AND NOT EXISTS (SELECT 1 FROM deployment AS d
+                            WHERE d.config = promotion.config AND d.candidate = promotion.digest)))
+"""
+
+_PROPOSE = """
+INSERT INTO promotion
+    (config, digest, actor, reason, commit_id, until, baseline, policy, terms, state, proposed_at_ms, version)
+SELECT :config, :digest, :actor, :reason, :commit_id, :until,
+    coalesce((SELECT baseline FROM deployment WHERE config = :config AND environment = :until), ''),
+    :policy, :terms,
+    CASE WHEN runs THEN 'queued' ELSE 'running' END,
+    now_ms(),
+    CASE WHEN runs THEN 0 ELSE 1 END
+FROM (SELECT EXISTS (SELECT 1 FROM promotion WHERE config = :config AND state = 'running') AS runs)
+RETURNING *
+"""
+
+_TAKE = """
+UPDATE promotion AS p
+SET owner = :owner,
+    fence = p.fence + 1,
+    lease_until_ms = now_ms() + :ttl_ms,
+    state = 'running',
+    version = max(p.version, 1)
+WHERE p.id = :id
+    AND (p.lease_until_ms <= now_ms()
+        OR p.lease_until_ms > now_ms() + :max_ms -- given before the clock was set back
+        OR p.owner = :owner)
+    AND (p.state = 'running'
+        OR (p.state = 'queued'
+            AND NOT EXISTS (SELECT 1 FROM promotion AS q WHERE q.config = p.config AND q.state = 'running')))
+RETURNING *
+"""
+
+_WRITE = """
+INSERT INTO journal (promotion, number, act, environment, status, at_ms, owner, fence, data)
+SELECT p.id, coalesce(last.number, 0) + 1, :act, :environment, :status,
+    max(now_ms(), coalesce(last.at_ms, 0)), p.owner, p.fence, :data
+FROM promotion AS p
+LEFT JOIN journal AS last
+    ON last.promotion = p.id AND last.number = (SELECT max(number) FROM journal WHERE promotion = p.id)
+WHERE p.id = :id AND p.fence = :fence AND p.state = 'running'
+"""
+
+_WRITTEN = """
+UPDATE promotion SET version = 2 * (SELECT max(number) FROM journal WHERE promotion = :id) + 1
+WHERE id = :id
+RETURNING *
+"""
+
+_CONCLUDE = """
+UPDATE promotion
+SET state = :state,
+    conclusion = :conclusion,
+    concluded_at_ms = max(now_ms(), proposed_at_ms),
+    lease_until_ms = 0,
+    version = 2 * (SELECT count(*) FROM journal WHERE promotion = :id) + 2
+WHERE id = :id AND fence = :fence AND state = 'running'
+RETURNING *
+"""
+
+_NEXT_RUNS = """
+UPDATE promotion SET state = 'running', version = 1
+WHERE config = :config AND state = 'queued'
+"""
+
+_KEEP_DELIVERY = """
+INSERT INTO delivery
+    (id, thread, channel, body, state, attempts, created_at_ms, next_at_ms, external_id, error)
+VALUES
+    (:id, :thread, :channel, :body, :state, :attempts, :created_at_ms, :next_at_ms, :external_id, :error)
+ON CONFLICT (id) DO NOTHING
+"""
+
+_DUE = """
+UPDATE delivery SET next_at_ms = now_ms() + :claim_ms
+WHERE number IN (
+    SELECT d.number FROM delivery AS d
+    WHERE d.state = 'due' AND d.next_at_ms <= now_ms()
+        AND NOT EXISTS (SELECT 1 FROM delivery AS earlier
+                        WHERE earlier.thread = d.thread AND earlier.channel = d.channel
+                            AND earlier.state = 'due' AND earlier.number < d.number)
+    ORDER BY d.next_at_ms, d.number LIMIT :limit)
+RETURNING *
+"""
+
+
 # --- Rows and values ----------------------------------------------------------------------------
 
 _T = TypeVar("_T")
@@ -748,6 +1046,37 @@ def _patiently(attempt: Callable[[], _T]) -> _T:
                 raise
         time.sleep(random.uniform(pause_s / 5, pause_s))
         pause_s = min(pause_s * 1.2, 0.005)
+
+
+def _promotion(connection: sqlite3.Connection, row: _Row) -> Promotion:
+    return _promotions(connection, [row])[0]
+
+
+def _promotion_or_none(connection: sqlite3.Connection, id: int) -> Promotion | None:
+    row = connection.execute("SELECT * FROM promotion WHERE id = ?", (id,)).fetchone()
+    return None if row is None else _promotion(connection, row)
+
+
+def _promotions(connection: sqlite3.Connection, rows: Sequence[_Row]) -> tuple[Promotion, ...]:
+    """The promotions in these rows, each with its journal."""
+    lines = connection.execute(
+        "SELECT * FROM journal WHERE promotion IN (SELECT value FROM json_each(?)) ORDER BY promotion, number",
+        (json.dumps([row["id"] for row in rows]),),
+    ).fetchall()
+    return promotions_of(rows, lines)
+
+
+def _in_one_snapshot(read: Callable[[sqlite3.Connection], _T]) -> Callable[[sqlite3.Connection], _T]:
+    """Both reads of `read` see the same moment."""
+
+    def both(connection: sqlite3.Connection) -> _T:
+        connection.execute("BEGIN")
+        try:
+            return read(connection)
+        finally:
+            connection.execute("COMMIT")
+
+    return both
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
