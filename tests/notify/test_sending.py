@@ -124,7 +124,8 @@ def test_what_is_older_than_a_day_is_history(
     store: Store, receiver: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deploy_gates.notify.relaying.NEWS_MAX", timedelta(seconds=-1))
-    shipped(store)
+    shipped(store, 1)
+    shipped(store, 2)
     runner.rollback(store, config="ticket-triage", environment="production", actor="x", reason="y")
 
     relayed = notify.relay(store, telling_to(receiver.url))
@@ -219,7 +220,9 @@ def test_a_secret_that_is_missing_here_leaves_it_to_who_has_it(store: Store, rec
     proposed(store)
     notify.relay(store, telling_to(receiver.url))
 
-    notify.deliver(store, telling_to(receiver.url, environ={}), now=an_hour_ago, timeout_s=0.3)
+    (due,) = store.due()
+    poor = sending.Courier(store=store, telling=telling_to(receiver.url, environ={}), now=an_hour_ago)
+    poor.carry(due)
     (left,) = store.deliveries()
     assert (left.state, left.attempts, left.error) == (Fate.DUE, 0, "$HOOK_SECRET is not set here")
     notify.deliver(store, telling_to(receiver.url))

@@ -18,7 +18,7 @@ POLL_S = 1.0
 """So long something may wait that nobody says `wake` for."""
 AWAY_S = 2.0
 """After so long a store is asked again that could not be."""
-CLOSE_S = 2.0
+CLOSE_S = 0.5
 """So long `close` waits for a request that is under way."""
 LEFT_MAX = 1_000
 
@@ -40,6 +40,7 @@ class Notifier:
         self._round = threading.Condition()
         self._rounds = 0
         self._is_idle = False
+        self._is_away = False
         self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
 
     def start(self) -> None:
@@ -54,14 +55,16 @@ class Notifier:
     def flush(self, timeout_s: float) -> int:
         """Wait until all that is due was tried, for so long at most; how many are still to be delivered.
 
-        What failed is not waited for: its next try is another process's, or this one's later.
+        What failed is not waited for, and neither is a store that is away: somebody tries again later.
         """
         if not self._thread.is_alive():
             return 0
         deadline = time.monotonic() + timeout_s
         with self._round:
             begun = self._rounds + 2  # the round that is under way may have looked already
-            while not (self._rounds >= begun and self._is_idle) and time.monotonic() < deadline:
+            while not (self._is_away or (self._rounds >= begun and self._is_idle)):
+                if time.monotonic() >= deadline:
+                    break
                 self._wake.set()
                 self._round.wait(min(0.1, max(0.0, deadline - time.monotonic())))
         return self._left()
@@ -84,21 +87,23 @@ class Notifier:
         self.close()
 
     def _run(self) -> None:
-        is_away = False
         while not self._stop.is_set():
-            pause_s = POLL_S
+            is_away, is_busy = False, False
             try:
-                pause_s = 0.0 if self._look() else POLL_S
-                is_away = False
+                is_busy = self._look()
             except Exception as error:  # noqa: BLE001  # whoever runs this has other work to do
-                if not is_away:
+                is_away = True
+                if not self._is_away:
                     log.warning("nobody can be told just now: %s", _said(error))
-                is_away, pause_s = True, AWAY_S
             with self._round:
                 self._rounds += 1
-                self._is_idle = (is_away or pause_s > 0) and self._lanes.is_idle
+                self._is_away, self._is_idle = is_away, not is_busy and self._lanes.is_idle
                 self._round.notify_all()
-            self._wait(pause_s, is_patient=is_away)
+            if is_away:
+                self._stop.wait(AWAY_S)
+            elif not is_busy:
+                self._wake.wait(POLL_S)
+                self._wake.clear()
 
     def _look(self) -> bool:
         """One round; whether there was anything to do."""
@@ -107,13 +112,6 @@ class Notifier:
         due = self._store.due(limit=BATCH_MAX)
         self._lanes.put(due, claimed_at)
         return bool(relayed or due)
-
-    def _wait(self, pause_s: float, *, is_patient: bool) -> None:
-        if is_patient:
-            self._stop.wait(pause_s)
-        else:
-            self._wake.wait(pause_s)
-            self._wake.clear()
 
     def _left(self) -> int:
         try:

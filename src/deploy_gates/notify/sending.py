@@ -101,7 +101,7 @@ class Courier:
 
     def _thread(self, delivery: Delivery) -> list[Delivery]:
         found = self.store.deliveries(thread=delivery.thread, channel=delivery.channel, limit=THREAD_MAX)
-        return sorted(found, key=lambda each: each.created_at)
+        return list(reversed(found))
 
 
 class Lanes:
