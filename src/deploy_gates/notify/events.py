@@ -141,6 +141,7 @@ def _of_entry(promotion: Promotion, entry: Entry) -> _Told | None:
         data |= {
             "move": _KINDS[entry.act],
             "revision": entry.data.get("to"),
+            "serves": entry.data.get("baseline", ""),
             "evidence": _evidence(promotion),
             "is_verified": _is_verified(promotion, entry),
         }

@@ -98,10 +98,11 @@ def comment(events: Sequence[JsonObject]) -> str:
         cells = (
             f"{time_of(each):%H:%M:%S}",
             str(about.get("environment") or ""),
-            _MARKED.get(kind_of(each), "") + f" {literal(str(about.get('said') or _happened(each)))}",
+            _MARKED.get(kind_of(each), "") + f" {literal(_told(each))}",
         )
         lines.append(f"| {' | '.join(each.strip() for each in cells)} |")
-    lines += ["", *(f"- {literal(each)}" for each in figures(data)), ""]
+    measured = [f"- {literal(each)}" for each in figures(data)]
+    lines += ["", *measured, ""] if measured else [""]
     parts = [f"`{short(str(data['digest']))}`"]
     if data.get("evidence"):
         parts.append(f"evidence `{short(str(data['evidence']))}`")
@@ -157,6 +158,19 @@ def _happened(event: JsonObject) -> str:
             return f"moved by hand in {where}: {data['move']}, r{data['revision']}"
         case ended:
             return f"{ended.replace('-', ' ')}{f' in {where}' if where else ''}"
+
+
+def _told(event: JsonObject) -> str:
+    """What has happened, beside where."""
+    data = data_of(event)
+    told = str(data.get("said") or _happened(event))
+    if end(event):
+        return f"{end(event).replace('-', ' ')}: {told}"
+    if data.get("move") == "promote":
+        return f"everybody gets it: {told}"
+    if data.get("move") == "rollback" and data.get("serves"):
+        return f"everybody gets {short(str(data['serves']))} again"
+    return told
 
 
 def _percent(weight_bp: Json) -> str:
