@@ -11,6 +11,7 @@ from typing import Any
 import journeys
 import pytest
 import standardwebhooks
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from outside import Asked, Service, listening
 
 from deploy_gates.core.delivery import Delivery
@@ -20,6 +21,7 @@ from deploy_gates.notify.webhook import Webhook, key_of, signature
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 """The one of the published vector."""
+EVENTFUL = journeys.shipped(reason="Größe → Preis")
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def a_webhook(url: str) -> Webhook:
 
 
 def a_delivery() -> Delivery:
-    event = events.of_promotion(journeys.shipped(reason="Größe → Preis"), source="/t")[-1]
+    event = events.of_promotion(EVENTFUL, source="/t")[-1]
     return journeys.a_delivery(event)
 
 
@@ -63,6 +65,17 @@ def test_the_reference_library_verifies_what_is_sent(receiver: Service) -> None:
     assert asked.query == {"team": "triage"}
     assert asked.headers["content-type"] == "application/cloudevents+json; charset=utf-8"
     assert asked.headers["webhook-id"] == a_delivery().id
+
+
+def test_the_library_of_cloud_events_reads_what_is_sent(receiver: Service) -> None:
+    asked = send(receiver)
+
+    event = from_http_event(HTTPMessage(headers=dict(asked.headers), body=asked.body))
+
+    assert event.get_type() == "io.deploy-gates.promotion.shipped"
+    assert (event.get_source(), event.get_subject()) == ("/t", "ticket-triage/118")
+    assert event.get_time() == events.time_of(a_delivery().body)
+    assert event.get_data() == a_delivery().body["data"]
 
 
 def test_a_body_that_was_changed_is_not_verified(receiver: Service) -> None:
