@@ -82,15 +82,27 @@ class Running:
         return (self.started_ms - BEFORE_MS) // BIN_MS * BIN_MS
 
     def takes(self, tally: Tally) -> bool:
-        """Whether a tally is of this canary, or of its baseline before it."""
-        if tally.arm is Arm.CANDIDATE:
+        """Whether a tally is of this canary, or of its baseline before it.
+
+        In the bin in which the canary began, what the baseline got before is neither: it had no candidate
+        beside it, and would look as if the arms did not share the traffic as declared.
+        """
+        if tally.arm is Arm.CANDIDATE or self._is_first(tally):
             return tally.revision in self.shares
         return tally.revision in self.revisions
 
-    def labelled(self, tally: Tally) -> Tally:
-        """A tally of a source that knows no revisions, with the one that was served as its bin began."""
-        served = [each.revision for each in self.steps if each.at_ms <= tally.start_ms]
-        return replace(tally, revision=served[-1] if served else self.steps[0].revision)
+    def _is_first(self, tally: Tally) -> bool:
+        return tally.start_ms <= self.started_ms < tally.start_ms + BIN_MS
+
+    def labelled(self, tallies: Iterable[Tally]) -> Iterator[Tally]:
+        """Tallies of a source that knows no revisions, each with the one that was served as its bin began.
+
+        Of the bin in which the canary began, nobody can tell what was before: it is left out.
+        """
+        for each in tallies:
+            if not self._is_first(each):
+                served = [step.revision for step in self.steps if step.at_ms <= each.start_ms]
+                yield replace(each, revision=served[-1] if served else self.steps[0].revision)
 
 
 def find(store: Store, config: str, environment: str) -> Running:
@@ -295,7 +307,7 @@ class _Watching:
         if until_ms <= self.next_ms:
             return []
         if self.source is not None:
-            found = [self.running.labelled(each) for each in self.source(self.next_ms, until_ms)]
+            found = list(self.running.labelled(self.source(self.next_ms, until_ms)))
         else:
             deployment = self.running.deployment
             every = self.store.tallies(

@@ -47,7 +47,6 @@ class Judging:
             ) from error
         table = promotion.terms.canary
         plan = canary_plan(table)
-        plan = replace(plan, share=plan.share or promotion.terms.weight_bp / 10_000)
         unit = plan.unit if "unit" in table else None
         raw = table.get("prometheus")
         if not isinstance(raw, Mapping):
@@ -68,7 +67,8 @@ def unseen(store: Store, promotion: Promotion, environment: str, now: datetime) 
 
     baseline = _traffic(store, judging, promotion.release.config, environment, now)
     hint = "deploy-gates ship --low-traffic goes on all the same"
-    if not baseline:
+    requests = sum(max(each.started, each.finished) for each in baseline)
+    if not requests:
         minutes = round(SIGHT.total_seconds() / 60)
         said = (
             f"nobody has reported a request of {promotion.release.config} in {environment} for {minutes} "
@@ -76,7 +76,7 @@ def unseen(store: Store, promotion: Promotion, environment: str, now: datetime) 
         )
         return Came(status=Status.HELD, data={"said": said, "hint": hint})
     span_ms = max(each.start_ms for each in baseline) - min(each.start_ms for each in baseline) + BIN_MS
-    rate_rps = sum(max(each.started, each.finished) for each in baseline) / span_ms * 1000
+    rate_rps = requests / span_ms * 1000
     plan = replace(judging.plan, mark_s=judging.plan.mark_s * (1 + judging.plan.extensions))
     found = foresee(plan, baseline, rate_rps=rate_rps, share=promotion.terms.weight_bp / 10_000)
     if found.is_enough:

@@ -1060,7 +1060,8 @@ def _promotion_or_none(connection: sqlite3.Connection, id: int) -> Promotion | N
 def _promotions(connection: sqlite3.Connection, rows: Sequence[_Row]) -> tuple[Promotion, ...]:
     """The promotions in these rows, each with its journal."""
     lines = connection.execute(
-        "SELECT * FROM journal WHERE promotion IN (SELECT value FROM json_each(?)) ORDER BY promotion, number",
+        "SELECT * FROM journal WHERE promotion IN (SELECT value FROM json_each(?)) "
+        "ORDER BY promotion, number",
         (json.dumps([row["id"] for row in rows]),),
     ).fetchall()
     return promotions_of(rows, lines)
