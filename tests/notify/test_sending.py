@@ -411,3 +411,20 @@ def test_closing_waits_for_nobody(store: Store) -> None:
         took_s = time.monotonic() - began
 
     assert took_s < 5
+
+
+def test_what_a_slow_channel_has_no_time_for_is_given_back(store: Store, receiver: Service) -> None:
+    telling = telling_to(receiver.url)
+    proposed(store, 1, config="one")
+    proposed(store, 2, config="two")
+    notify.relay(store, telling)
+    claimed = store.due()
+    long_ago = time.monotonic() - 30.0
+    lanes = sending.Lanes(sending.Courier(store=store, telling=telling))
+
+    lanes.put(claimed, long_ago)
+    assert lanes.wait(5)
+    lanes.close(1)
+
+    assert receiver.asked == []
+    assert {each.id for each in store.due()} == {each.id for each in claimed}

@@ -35,7 +35,7 @@ THREAD_MAX = 200
 """So many deliveries of a thread a sender may look back at."""
 DEAD_MAX = 10_000
 REQUESTS_MAX = 4
-"""So many requests one delivery is given time for: what is claimed is sent early enough, or left."""
+"""So many requests one delivery is given time for: what is claimed is sent early enough, or given back."""
 
 log = logging.getLogger("deploy_gates")
 
@@ -60,6 +60,10 @@ class Courier:
         tried = self._tried(delivery)
         self.store.settle(tried)
         return tried
+
+    def give_back(self, delivery: Delivery) -> None:
+        """It was not tried, for want of time: whoever claims it next may do so at once."""
+        self.store.settle(replace(delivery, next_at=self.now()))
 
     def _tried(self, delivery: Delivery) -> Delivery:
         channel = self.telling.channel(delivery.channel)
@@ -162,10 +166,13 @@ class Lanes:
         while (item := waiting.get()) is not None:
             delivery, claimed_at = item
             try:
-                # One that has waited too long is another sender's soon: it is left to its claim.
-                if time.monotonic() - claimed_at < CLAIM_TTL.total_seconds() - REQUESTS_MAX * SEND_S:
+                left_s = CLAIM_TTL.total_seconds() - (time.monotonic() - claimed_at)
+                if left_s > REQUESTS_MAX * SEND_S:
                     self.sent += 1
                     self._courier.carry(delivery)
+                elif left_s > SEND_S:
+                    self._courier.give_back(delivery)
+                # Else its claim has ended, or nearly so: it may be another sender's by now.
             except Exception as error:  # noqa: BLE001  # it is claimed no longer soon, and tried again
                 log.debug("%s could not be settled: %s", delivery.id, type(error).__name__)
             finally:
