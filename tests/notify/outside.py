@@ -156,8 +156,9 @@ class GitHub(Service):
         """The state after it, as far as anybody reads it."""
         match operation.replace("/repos/{owner}/{repo}", ""):
             case "GET /deployments":
-                wanted = [(name, asked.query[name]) for name in ("sha", "environment", "task")]
-                return [each for each in self.deployments if all(each[name] == is_ for name, is_ in wanted)]
+                wanted = [(name, is_) for name, is_ in asked.query.items() if name != "per_page"]
+                found = [each for each in self.deployments if all(each[name] == is_ for name, is_ in wanted)]
+                return found[::-1][: int(asked.query["per_page"])]
             case "POST /deployments":
                 made = {**asked.json, "sha": asked.json["ref"], "id": len(self.deployments) + 1}
                 self.deployments.append(made)

@@ -107,6 +107,18 @@ def test_what_was_under_way_when_it_was_called_off_is_inactive(hub: GitHub) -> N
     assert states(hub) == {"staging": ["in_progress", "success"], "production": ["in_progress", "inactive"]}
 
 
+def test_what_was_served_before_of_the_same_config_is_inactive(hub: GitHub) -> None:
+    sender = a_repository(hub)
+    first, second = journeys.shipped(), journeys.shipped(id=119)
+    another = replace(first, id=120, release=replace(first.release, config="invoice-match"))
+
+    for each in (first, another, second):
+        send(sender, deliveries(each))
+
+    last = [[status["state"] for status in hub.statuses[each["id"]]][-1] for each in hub.deployments]
+    assert last == ["inactive", "inactive", "success", "success", "success", "success"]
+
+
 def test_a_dead_letter_that_comes_late_turns_nothing_back(hub: GitHub) -> None:
     thread = deliveries(journeys.shipped())
     sender = a_repository(hub)

@@ -19,8 +19,8 @@ from deploy_gates.notify.web import Endpoint
 
 VERSION = "2022-11-28"
 API_URL = "https://api.github.com"
-TASK = "deploy-gates"
-"""By this, deployments of ours are told from others of the same commit."""
+EARLIER_MAX = 5
+"""So many deployments are looked at for what was served before."""
 WRITES = ("deployment", "status", "comment")
 PAGE = "100"
 PAGES_MAX = 10
@@ -98,7 +98,22 @@ class GitHub:
             ours = self._deployed(event, environment)
         if ours and self._last_state(ours) != state:
             self._set(ours, event, environment, state)
+        if ours and state == "success":
+            self._supersede(event, environment, ours)
         return str(ours or "")
+
+    def _supersede(self, event: JsonObject, environment: str, ours: int) -> None:
+        """What the environment served of this config before is inactive now.
+
+        GitHub would do so by itself, for every config of the repository at once.
+        """
+        found = self.endpoint.get(
+            f"{self._at}/deployments", environment=environment, task=_task(event), per_page=str(EARLIER_MAX)
+        )
+        for each in found if isinstance(found, list) else ():
+            other = _id(each) if isinstance(each, dict) else 0
+            if 0 < other < ours and self._last_state(other) == "success":
+                self._set(other, event, environment, "inactive")
 
     def _deployment(self, event: JsonObject, environment: str) -> int:
         """The deployment of this promotion in the environment; 0: there is none yet."""
@@ -106,7 +121,7 @@ class GitHub:
             f"{self._at}/deployments",
             sha=str(data_of(event)["commit"]),
             environment=environment,
-            task=TASK,
+            task=_task(event),
             per_page=PAGE,
         )
         for each in found if isinstance(found, list) else ():
@@ -126,7 +141,7 @@ class GitHub:
             f"{self._at}/deployments",
             {
                 "ref": data["commit"],
-                "task": TASK,
+                "task": _task(event),
                 "auto_merge": False,
                 "required_contexts": [],  # the evidence has spoken, and is stricter
                 "environment": environment,
@@ -150,7 +165,12 @@ class GitHub:
     def _set(self, deployment: int, event: JsonObject, environment: str, state: str) -> None:
         data = data_of(event)
         page = str(data.get("url") or "")
-        status: JsonObject = {"state": state, "environment": environment, "description": words.said(event)}
+        status: JsonObject = {
+            "state": state,
+            "environment": environment,
+            "description": words.said(event),
+            "auto_inactive": False,
+        }
         if page:
             status["log_url"] = page
         if self.environment_urls.get(environment) or page:
@@ -266,6 +286,11 @@ def _state(event: JsonObject) -> str:
         is_next = kind == "promotion.verified" and data["is_met"]
         return "success" if is_next else "" if data["is_met"] else "failure"
     return ""
+
+
+def _task(event: JsonObject) -> str:
+    """By this, the deployments of a config are told from those of other configs and other tools."""
+    return f"deploy-gates:{data_of(event)['config']}"
 
 
 def _id(value: JsonObject) -> int:
