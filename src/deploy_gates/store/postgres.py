@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 from typing import Any, LiteralString, TypeAlias, TypeVar
 
 from deploy_gates.core import refusals
-from deploy_gates.core.canonical import digest_of
+from deploy_gates.core.canonical import JsonObject, digest_of
 from deploy_gates.core.cost import Price
+from deploy_gates.core.delivery import Delivery
 from deploy_gates.core.errors import StoreError
 from deploy_gates.core.promotion import (
     Acknowledgement,
@@ -31,8 +32,10 @@ from deploy_gates.core.promotion import (
     Token,
 )
 from deploy_gates.core.refusals import Facts
+from deploy_gates.core.release import Act, Approval, Promotion, Release, State, Status, Terms
 from deploy_gates.core.tally import Tally
 from deploy_gates.store import (
+    CLAIM_TTL,
     INSTANCE_TTL,
     LEASE_MAX,
     LEASE_TTL,
@@ -43,8 +46,10 @@ from deploy_gates.store import (
 from deploy_gates.store.connections import Connection, Connections, errors
 from deploy_gates.store.listening import PostgresWatcher
 from deploy_gates.store.rows import (
+    approval_of,
     check_current,
     check_not_newer,
+    delivery_of,
     deployment_of,
     event_of,
     instance_of,
@@ -54,14 +59,18 @@ from deploy_gates.store.rows import (
     migrations,
     ms_of,
     of_acknowledgement,
+    of_delivery,
     of_move,
     of_record,
+    of_release,
     of_tallies,
     of_token,
+    promotions_of,
     record_of,
     span_ms,
     time_of,
     token_of,
+    version_of,
 )
 
 UPGRADE_LOCK = 7_311_846_092
@@ -346,6 +355,140 @@ class PostgresStore:
         )
         return revoked == 1
 
+    # --- Promotions -----------------------------------------------------------------------------
+
+    def propose(self, release: Release, *, until: str, policy: str, terms: Terms) -> Promotion:
+        def put(connection: Connection) -> Promotion:
+            values = of_release(release) | {
+                "until": until,
+                "policy": policy,
+                "terms": json.dumps(terms.to_json()),
+            }
+            connection.execute(_TAKE_TURNS, values)
+            kept = _first(
+                connection, "SELECT 1 FROM config WHERE digest = %(digest)s AND name = %(config)s", values
+            )
+            if kept is None:
+                raise refusals.release_of_nothing(release)
+            under_way = _first(connection, _UNDER_WAY, values)
+            if under_way is None:
+                connection.execute(_SUPERSEDE, values | {"conclusion": refusals.superseded_by(release)})
+                under_way = _first(connection, _PROPOSE, values)
+                assert under_way is not None, "a row that was put in comes back"
+            return _promotion(connection, under_way)
+
+        return self._write(put)
+
+    def promotion(self, id: int) -> Promotion | None:
+        def read(connection: Connection) -> Promotion | None:
+            return _promotion_or_none(connection, id)
+
+        return self._read_at_once(read)
+
+    def promotions(
+        self, config: str = "", *, is_open: bool = False, before: int = 0, limit: int = 100
+    ) -> tuple[Promotion, ...]:
+        values = {
+            "config": config,
+            "is_open": is_open,
+            "before": before or 2**62,
+            "limit": limit,
+        }
+        statement = _PROMOTIONS_OF if config else _PROMOTIONS_UNDER_WAY if is_open else _PROMOTIONS
+
+        def read(connection: Connection) -> tuple[Promotion, ...]:
+            return _promotions(connection, connection.execute(statement, values).fetchall())
+
+        return self._read_at_once(read)
+
+    def take(self, id: int, owner: str, ttl: timedelta = LEASE_TTL) -> Promotion:
+        values = {"id": id, "owner": owner, "ttl_ms": span_ms(ttl), "max_ms": span_ms(LEASE_MAX)}
+
+        def take(connection: Connection) -> Promotion:
+            row = _first(connection, _TAKE, values)
+            if row is None:
+                raise refusals.not_taken(id, _promotion_or_none(connection, id), _now(connection))
+            return _promotion(connection, row)
+
+        return self._write(take)
+
+    def keep_on(self, promotion: Promotion, ttl: timedelta = LEASE_TTL) -> None:
+        held = self._run(
+            "UPDATE promotion SET lease_until_ms = now_ms() + %(ttl_ms)s "
+            "WHERE id = %(id)s AND fence = %(fence)s AND lease_until_ms > now_ms()",
+            {"id": promotion.id, "fence": promotion.fence, "ttl_ms": span_ms(ttl)},
+        )
+        if not held:
+            raise refusals.promotion_lost(promotion, self.promotion(promotion.id))
+
+    def let_go(self, promotion: Promotion) -> None:
+        self._run(
+            "UPDATE promotion SET lease_until_ms = 0 WHERE id = %(id)s AND fence = %(fence)s",
+            {"id": promotion.id, "fence": promotion.fence},
+        )
+
+    def write(
+        self, promotion: Promotion, act: Act, environment: str, status: Status, data: JsonObject
+    ) -> Promotion:
+        values = {
+            "id": promotion.id,
+            "fence": promotion.fence,
+            "act": act.value,
+            "environment": environment,
+            "status": status.value,
+            "data": json.dumps(data),
+        }
+
+        def add(connection: Connection) -> Promotion:
+            if connection.execute(_WRITE, values).rowcount == 0:
+                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+            row = _first(connection, _WRITTEN, values)
+            assert row is not None, "the promotion of a line that was written is there"
+            return _promotion(connection, row)
+
+        return self._write(add)
+
+    def conclude(self, promotion: Promotion, state: State, conclusion: str) -> Promotion:
+        values = {
+            "id": promotion.id,
+            "fence": promotion.fence,
+            "config": promotion.release.config,
+            "state": state.value,
+            "conclusion": conclusion,
+        }
+
+        def end(connection: Connection) -> Promotion:
+            connection.execute(_TAKE_TURNS, values)
+            row = _first(connection, _CONCLUDE, values)
+            if row is None:
+                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+            connection.execute(_NEXT_RUNS, values)
+            return _promotion(connection, row)
+
+        return self._write(end)
+
+    def approve(self, approval: Approval) -> None:
+        self._run(
+            "INSERT INTO approval (config, digest, environment, approver, reason, at_ms) "
+            "VALUES (%(config)s, %(digest)s, %(environment)s, %(approver)s, %(reason)s, now_ms()) "
+            "ON CONFLICT (config, digest, environment, approver) DO NOTHING",
+            {
+                "config": approval.config,
+                "digest": approval.digest,
+                "environment": approval.environment,
+                "approver": approval.approver,
+                "reason": approval.reason,
+            },
+        )
+
+    def approvals(self, config: str, digest: str = "") -> tuple[Approval, ...]:
+        rows = self._all(
+            "SELECT * FROM approval WHERE config = %(config)s AND %(digest)s IN ('', digest) "
+            "ORDER BY at_ms, approver LIMIT %(limit)s",
+            {"config": config, "digest": digest, "limit": ROWS_MAX},
+        )
+        return tuple(approval_of(row) for row in rows)
+
     # --- Notifications --------------------------------------------------------------------------
 
     def outbox(self, limit: int = ROWS_MAX) -> tuple[Event, ...]:
@@ -356,12 +499,66 @@ class PostgresStore:
         )
         return tuple(event_of(row) for row in rows)
 
-    def told(self, event: Event) -> None:
-        self._run(
-            "DELETE FROM outbox WHERE config = %(config)s AND environment = %(environment)s "
-            "AND revision = %(revision)s",
-            {"config": event.config, "environment": event.environment, "revision": event.revision},
+    def told(self, event: Event, deliveries: Sequence[Delivery] = ()) -> None:
+        def tell(connection: Connection) -> None:
+            for each in deliveries:
+                connection.execute(_KEEP_DELIVERY, of_delivery(each))
+            connection.execute(
+                "DELETE FROM outbox "
+                "WHERE config = %(config)s AND environment = %(environment)s AND revision = %(revision)s",
+                {"config": event.config, "environment": event.environment, "revision": event.revision},
+            )
+
+        self._write(tell)
+
+    def untold(self, limit: int = ROWS_MAX) -> tuple[Promotion, ...]:
+        def read(connection: Connection) -> tuple[Promotion, ...]:
+            rows = connection.execute(
+                "SELECT * FROM promotion WHERE version > told_version ORDER BY id LIMIT %(limit)s",
+                {"limit": limit},
+            ).fetchall()
+            return _promotions(connection, rows)
+
+        return self._read_at_once(read)
+
+    def announced(self, promotion: Promotion, deliveries: Sequence[Delivery] = ()) -> None:
+        def tell(connection: Connection) -> None:
+            for each in deliveries:
+                connection.execute(_KEEP_DELIVERY, of_delivery(each))
+            connection.execute(
+                "UPDATE promotion SET told_version = %(version)s "
+                "WHERE id = %(id)s AND told_version < %(version)s",
+                {"id": promotion.id, "version": version_of(promotion)},
+            )
+
+        self._write(tell)
+
+    def due(self, *, limit: int = 100, claim: timedelta = CLAIM_TTL) -> tuple[Delivery, ...]:
+        waiting = self._all(
+            "SELECT 1 FROM delivery WHERE state = 'due' AND next_at_ms <= now_ms() LIMIT 1", {}
         )
+        if not waiting:  # the usual case writes nothing
+            return ()
+        values = {"limit": limit, "claim_ms": span_ms(claim)}
+        rows = self._write(lambda connection: connection.execute(_DUE, values).fetchall())
+        return tuple(delivery_of(row) for row in sorted(rows, key=lambda row: int(row["number"])))
+
+    def settle(self, delivery: Delivery) -> None:
+        self._run(
+            "UPDATE delivery SET state = %(state)s, attempts = %(attempts)s, next_at_ms = %(next_at_ms)s, "
+            "external_id = %(external_id)s, error = %(error)s WHERE id = %(id)s",
+            of_delivery(delivery),
+        )
+
+    def deliveries(
+        self, *, thread: str = "", channel: str = "", state: str = "", limit: int = 100
+    ) -> tuple[Delivery, ...]:
+        rows = self._all(
+            "SELECT * FROM delivery WHERE %(thread)s IN ('', thread) AND %(channel)s IN ('', channel) "
+            "AND %(state)s IN ('', state) ORDER BY number DESC LIMIT %(limit)s",
+            {"thread": thread, "channel": channel, "state": state, "limit": limit},
+        )
+        return tuple(delivery_of(row) for row in rows)
 
     # --- Connections ----------------------------------------------------------------------------
 
@@ -381,6 +578,16 @@ class PostgresStore:
         def transact(connection: Connection) -> _T:
             with connection.transaction():
                 return write(connection)
+
+        return self._read(transact)
+
+    def _read_at_once(self, read: Callable[[Connection], _T]) -> _T:
+        """Make some reads that see the same moment."""
+
+        def transact(connection: Connection) -> _T:
+            with connection.transaction():
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                return read(connection)
 
         return self._read(transact)
 
@@ -430,6 +637,11 @@ SET revision = d.revision + 1,
     weight_bp = CASE %(kind)s WHEN 'canary' THEN %(weight_bp)s ELSE 0 END,
     salt = CASE WHEN %(kind)s <> 'canary' THEN '' WHEN d.candidate = %(digest)s THEN d.salt ELSE %(salt)s END,
     policy = %(policy)s,
+    expires_at_ms = CASE
+        WHEN %(kind)s <> 'canary' THEN 0
+        WHEN %(lasts_ms)s > 0 THEN now_ms() + %(lasts_ms)s
+        WHEN d.candidate = %(digest)s THEN d.expires_at_ms
+        ELSE 0 END,
     evidence = opening.id,
     actor = %(actor)s,
     reason = %(reason)s,
@@ -467,6 +679,7 @@ SET revision = d.revision + 1,
     candidate = '',
     weight_bp = 0,
     salt = '',
+    expires_at_ms = 0,
     evidence = (SELECT h.evidence FROM history AS h
                 WHERE h.config = %(config)s AND h.environment = %(environment)s AND h.baseline = %(digest)s
                     AND h.kind = 'promote'
@@ -546,7 +759,130 @@ ORDER BY start_ms, instance, number LIMIT %(limit)s
 """
 
 
-# --- Inside a call ------------------------------------------------------------------------------
+_TAKE_TURNS = """
+SELECT pg_advisory_xact_lock(hashtextextended('promotion:' || %(config)s, 0))
+"""
+"""One at a time proposes or concludes promotions of a config."""
+
+_UNDER_WAY = """
+SELECT * FROM promotion
+WHERE config = %(config)s AND digest = %(digest)s AND state IN ('queued', 'running')
+"""
+
+# What is queued, and what runs with nobody behind it and nothing of it in front of users.
+_SUPERSEDE = """
+UPDATE promotion
+SET state = 'superseded',
+    conclusion = %(conclusion)s,
+    concluded_at_ms = greatest(now_ms(), proposed_at_ms),
+    version = 2 * (SELECT count(*) FROM journal WHERE promotion = promotion.id) + 2
+WHERE config = %(config)s
+    AND (state = 'queued'
+        OR (state = 'running' AND lease_until_ms <= now_ms()
+            AND NOT EXISTS (SELECT 1 FROM deployment AS d
+                            WHERE d.config = promotion.config AND d.candidate = promotion.digest)))
+"""
+
+_PROPOSE = """
+INSERT INTO promotion
+    (config, digest, actor, reason, commit_id, until, baseline, policy, terms, state, proposed_at_ms, version)
+SELECT %(config)s, %(digest)s, %(actor)s, %(reason)s, %(commit_id)s, %(until)s,
+    coalesce((SELECT baseline FROM deployment WHERE config = %(config)s AND environment = %(until)s), ''),
+    %(policy)s, %(terms)s,
+    CASE WHEN runs THEN 'queued' ELSE 'running' END,
+    now_ms(),
+    CASE WHEN runs THEN 0 ELSE 1 END
+FROM (SELECT EXISTS (SELECT 1 FROM promotion WHERE config = %(config)s AND state = 'running') AS runs)
+RETURNING *
+"""
+
+_TAKE = """
+UPDATE promotion AS p
+SET owner = %(owner)s,
+    fence = p.fence + 1,
+    lease_until_ms = now_ms() + %(ttl_ms)s,
+    state = 'running',
+    version = greatest(p.version, 1)
+WHERE p.id = %(id)s
+    AND (p.lease_until_ms <= now_ms()
+        OR p.lease_until_ms > now_ms() + %(max_ms)s -- given before the clock was set back
+        OR p.owner = %(owner)s)
+    AND (p.state = 'running'
+        OR (p.state = 'queued'
+            AND NOT EXISTS (SELECT 1 FROM promotion AS q WHERE q.config = p.config AND q.state = 'running')))
+RETURNING p.*
+"""
+
+_WRITE = """
+INSERT INTO journal (promotion, number, act, environment, status, at_ms, owner, fence, data)
+SELECT p.id, coalesce(last.number, 0) + 1, %(act)s, %(environment)s, %(status)s,
+    greatest(now_ms(), coalesce(last.at_ms, 0)), p.owner, p.fence, %(data)s
+FROM promotion AS p
+LEFT JOIN journal AS last
+    ON last.promotion = p.id AND last.number = (SELECT max(number) FROM journal WHERE promotion = p.id)
+WHERE p.id = %(id)s AND p.fence = %(fence)s AND p.state = 'running'
+"""
+
+_WRITTEN = """
+UPDATE promotion SET version = 2 * (SELECT max(number) FROM journal WHERE promotion = %(id)s) + 1
+WHERE id = %(id)s
+RETURNING *
+"""
+
+_CONCLUDE = """
+UPDATE promotion
+SET state = %(state)s,
+    conclusion = %(conclusion)s,
+    concluded_at_ms = greatest(now_ms(), proposed_at_ms),
+    lease_until_ms = 0,
+    version = 2 * (SELECT count(*) FROM journal WHERE promotion = %(id)s) + 2
+WHERE id = %(id)s AND fence = %(fence)s AND state = 'running'
+RETURNING *
+"""
+
+_NEXT_RUNS = """
+UPDATE promotion SET state = 'running', version = 1
+WHERE config = %(config)s AND state = 'queued'
+"""
+
+_KEEP_DELIVERY = """
+INSERT INTO delivery
+    (id, thread, channel, body, state, attempts, created_at_ms, next_at_ms, external_id, error)
+VALUES
+    (%(id)s, %(thread)s, %(channel)s, %(body)s, %(state)s, %(attempts)s, %(created_at_ms)s,
+     %(next_at_ms)s, %(external_id)s, %(error)s)
+ON CONFLICT (id) DO NOTHING
+"""
+
+_DUE = """
+UPDATE delivery SET next_at_ms = now_ms() + %(claim_ms)s
+WHERE number IN (
+    SELECT d.number FROM delivery AS d
+    WHERE d.state = 'due' AND d.next_at_ms <= now_ms()
+        AND NOT EXISTS (SELECT 1 FROM delivery AS earlier
+                        WHERE earlier.thread = d.thread AND earlier.channel = d.channel
+                            AND earlier.state = 'due' AND earlier.number < d.number)
+    ORDER BY d.next_at_ms, d.number LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED)
+RETURNING *
+"""
+
+_PROMOTIONS = "SELECT * FROM promotion WHERE id < %(before)s ORDER BY id DESC LIMIT %(limit)s"
+
+_PROMOTIONS_UNDER_WAY = """
+SELECT * FROM promotion
+WHERE state IN ('queued', 'running') AND id < %(before)s
+ORDER BY id DESC LIMIT %(limit)s
+"""
+
+_PROMOTIONS_OF = """
+SELECT * FROM promotion
+WHERE config = %(config)s AND (NOT %(is_open)s OR state IN ('queued', 'running')) AND id < %(before)s
+ORDER BY id DESC LIMIT %(limit)s
+"""
+
+
+# --- Inside a call -------------------------------------------------------------------------
 
 
 def _refused(connection: Connection, move: Move) -> Moved:
@@ -607,6 +943,24 @@ def _records(connection: Connection, config: str, digest: str, limit: int) -> tu
         )
         for row in rows
     )
+
+
+def _promotion(connection: Connection, row: _Row) -> Promotion:
+    return _promotions(connection, [row])[0]
+
+
+def _promotion_or_none(connection: Connection, id: int) -> Promotion | None:
+    row = _first(connection, "SELECT * FROM promotion WHERE id = %(id)s", {"id": id})
+    return None if row is None else _promotion(connection, row)
+
+
+def _promotions(connection: Connection, rows: Sequence[_Row]) -> tuple[Promotion, ...]:
+    """The promotions in these rows, each with its journal."""
+    lines = connection.execute(
+        "SELECT * FROM journal WHERE promotion = ANY(%(ids)s) ORDER BY promotion, number",
+        {"ids": [row["id"] for row in rows]},
+    ).fetchall()
+    return promotions_of(rows, lines)
 
 
 def _first(connection: Connection, statement: LiteralString, values: _Values) -> _Row | None:
