@@ -50,6 +50,7 @@ from deploy_gates.core.canary import (  # noqa: E402
     Action,
     Aspect,
     Decision,
+    Inconclusive,
     Kind,
     Plan,
     declared_metric,
@@ -208,13 +209,53 @@ def null(pool: Pool, scope: Scope) -> None:
         cells = [next(found) for _ in scope.rates]
         together = [run for cell in cells for run in cell]
         everything += together
-        count = sum(OURS in each.ended for each in together)
-        reached = _reached(100 * upper(count, len(together)), 1.0, 0.6)
-        if reached == "MISSED" and count <= 0.01 * len(together):
-            reached = "not shown: too few canaries for the bound"
         told = "".join(f"{_rate(cell):>17}" for cell in (*cells, together))
-        print(f"  {name:<10}{told}   {reached}")
+        print(f"  {name:<10}{told}   {_held(together)}")
     print(f"  {'all':<10}{_rate(everything):>17}  of {len(everything):,} canaries   must 1.0, stretch 0.6\n")
+
+
+def marks(pool: Pool, scope: Scope) -> None:
+    """The same over all marks: an undecided canary goes on, and is tested again at 600 s and 900 s."""
+    rate = 100
+    kinds = {name: traffic for name, traffic in NULLS.items() if scope.wants(name, rate)}
+    if not kinds:
+        return
+    plan = replace(SAFETY, on_inconclusive=Inconclusive.EXTEND, extensions=2)
+    last_s = plan.mark_s * (1 + plan.extensions)
+    jobs = [
+        Job(
+            name=name,
+            traffic=replace(_rated(traffic, rate), duration_s=last_s),
+            plan=plan,
+            seeds=range(first, first + scope.some(200)),
+        )
+        for first, (name, traffic) in _seeded(kinds, 300_000)
+    ]
+    ends = [plan.mark_s * (1 + each) for each in range(1 + plan.extensions)]
+    print(f"false rollback at {rate} requests a second where each mark extends the canary, %, and its bound")
+    print(f"  {'by':<10}" + "".join(f"{f'{end:.0f} s':>17}" for end in ends))
+    everything: list[Run] = []
+    for job, runs in zip(jobs, pool.runs(jobs), strict=True):
+        everything += runs
+        print(f"  {job.name:<10}" + "".join(f"{_rate(_until(runs, end)):>17}" for end in ends))
+    print(f"  {'all':<10}" + "".join(f"{_rate(_until(everything, end)):>17}" for end in ends))
+    print(f"  of {len(everything):,} canaries: {_held(everything)}   must 1.0, stretch 0.6\n")
+
+
+def _held(runs: Sequence[Run]) -> str:
+    """Whether these show that no more than 1 % are rolled back."""
+    count = sum(OURS in each.ended for each in runs)
+    reached = _reached(100 * upper(count, len(runs)), 1.0, 0.6)
+    if reached == "MISSED" and count <= 0.01 * len(runs):
+        return "not shown: too few canaries for the bound"
+    return reached
+
+
+def _until(runs: Sequence[Run], end_s: float) -> list[Run]:
+    """What had happened by then."""
+    return [
+        replace(each, ended={name: at for name, at in each.ended.items() if at[0] <= end_s}) for each in runs
+    ]
 
 
 def _rate(runs: Sequence[Run], name: str = OURS) -> str:
@@ -627,6 +668,7 @@ def _reached(value: float, must: float, stretch: float) -> str:
 
 TABLES: Mapping[str, Callable[[Pool, Scope], None]] = {
     "null": null,
+    "marks": marks,
     "limit": limit,
     "power": power,
     "promotion": promotion,
@@ -635,7 +677,7 @@ TABLES: Mapping[str, Callable[[Pool, Scope], None]] = {
     "rivals": rivals,
     "speed": speed,
 }
-BY_SCENARIO = ("null", "limit", "power", "rivals")
+BY_SCENARIO = ("null", "marks", "limit", "power", "rivals")
 """Where cells go by scenarios."""
 
 

@@ -28,8 +28,9 @@ from deploy_gates.core.canary import (
     checked,
 )
 from deploy_gates.core.errors import SettingsError
+from deploy_gates.core.shares import ShareSums
 from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
-from deploy_gates.core.weighing import weigh
+from deploy_gates.core.weighing import mark_rate, mark_tests, weigh
 
 START_MS = 1_000 * BIN_MS
 QUICK = Plan(warm_up_s=0)
@@ -325,6 +326,40 @@ def test_at_the_last_mark_an_undecided_canary_does_what_its_plan_says(plan: Plan
 
     assert found.action is action
     assert found.cause == ("undecided",)
+
+
+def chance(sums: ShareSums, level: float) -> float:
+    """That of a p-value at or below a level: over all numbers of bad ones that there might have been."""
+    return sum(float(each) for at, each in enumerate(sums.law) if sums.law[at:].sum() <= level)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("extensions", [0, 2])
+def test_what_is_spent_at_the_marks_adds_up_to_their_part_and_no_more(seed: int, extensions: int) -> None:
+    """Errors are counted: of 250 requests with some 5, few numbers have a p-value just below a level."""
+    plan = replace(QUICK, extensions=extensions, false_promotion=1e-9)
+    found = looked(plan, traffic(4, n=950, m=50, seed=40 + seed))
+
+    assert mark_rate(plan, 0) < plan.false_rollback
+    for mark in range(extensions + 1):
+        spent = 0.0
+        for each in mark_tests(plan, found.sums, mark):
+            sums = found.sums.metrics[each.metric]
+            spent += chance(sums, each.level) if isinstance(sums, ShareSums) else each.level
+        assert spent == pytest.approx(mark_rate(plan, mark), rel=1e-9)
+
+
+def test_what_a_count_cannot_spend_at_a_mark_goes_to_the_amounts() -> None:
+    without = looked(QUICK, traffic(4, n=950, m=50, seed=46, errors=0))
+    amounts_alone = replace(QUICK, metrics=DEFAULT_METRICS[1:])
+
+    levels, alone = (
+        {each.metric: each.level for each in mark_tests(plan, without.sums, 0)}
+        for plan in (QUICK, amounts_alone)
+    )
+
+    assert levels[LATENCY] == pytest.approx(alone[LATENCY])
+    assert levels[COST] == pytest.approx(alone[COST])
 
 
 def test_the_first_errors_are_a_hard_limit() -> None:

@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import binom
 
 from deploy_gates.canary.traffic import HARMS, NULLS, Traffic, information_nats, steps
-from deploy_gates.core.canary import COST, ERRORS, LATENCY, Action, Decision, Plan
+from deploy_gates.core.canary import COST, ERRORS, LATENCY, Action, Decision, Inconclusive, Plan
 from deploy_gates.core.weighing import weigh
 
 WARM = Plan(false_promotion=1e-6)
@@ -71,6 +71,18 @@ def test_good_candidates_are_rarely_rolled_back(good: dict[str, list[Action]]) -
     every = [action for each in good.values() for action in each]
 
     assert every.count(Action.ROLLBACK) <= binom(len(every), 0.01).ppf(0.999)
+
+
+def test_marks_that_extend_a_canary_roll_no_more_good_candidates_back(pool: ProcessPoolExecutor) -> None:
+    plan = replace(WARM, mark_s=100.0, extensions=2, then=Inconclusive.HOLD)
+    n = 80
+    jobs = [(replace(NULLS["drift"], rate_rps=30.0), plan, 7_000 + seed) for seed in range(n)]
+
+    found = list(pool.map(ended, jobs, chunksize=8))
+
+    actions = [action for action, *_ in found]
+    assert {seconds for action, seconds, *_ in found if action is not Action.ROLLBACK} == {300.0}
+    assert actions.count(Action.ROLLBACK) <= binom(n, 0.01).ppf(0.999)
 
 
 def test_evidence_against_good_candidates_is_one_on_average(pool: ProcessPoolExecutor) -> None:

@@ -258,7 +258,7 @@ def _decision(plan: Plan, sums: Sums, arms: Arms, at_ms: int, started_ms: int | 
         )
     )
     is_mark = marks <= _extensions(plan) and elapsed_s >= plan.mark_s * (marks + 1)
-    failed = _failed(plan, sums, weights, marks) if is_mark else ()
+    failed = _failed(plan, sums, marks) if is_mark else ()
     readings = tuple(
         reading
         for metric in plan.metrics
@@ -346,6 +346,47 @@ def mark_rate(plan: Plan, mark: int) -> float:
     return plan.false_rollback * (1 - ANYTIME_PART) * parts[mark] / sum(parts)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarkTest:
+    """A p-value at a mark, and the level at or below which it rolls back."""
+
+    metric: str
+    evidence: Evidence
+    level: float
+
+
+def mark_tests(plan: Plan, sums: Sums, mark: int) -> tuple[MarkTest, ...]:
+    """The tests at the mark of this number, whose levels add up to its part of the false-rollback rate.
+
+    Bonferroni, weighted. A count is whole, so a share cannot spend its level to the end, and the amounts get
+    the rest. How much that is follows from the bad ones of both arms together, which are the same whoever is
+    who: it tells the other tests nothing, and the sum holds whatever comes.
+    """
+    weights = _weights(plan)
+    tests = [
+        (metric, each, weights[metric.name] * each.part)
+        for metric in plan.judged
+        for each in sums.metrics[metric.name].tests(metric)
+    ]
+    rate = mark_rate(plan, mark) / sum(part for _, _, part in tests)
+    spent = of_amounts = 0.0
+    for metric, _, part in tests:
+        found = sums.metrics[metric.name]
+        if isinstance(found, ShareSums):
+            spent += found.spent(rate * part)
+        else:
+            of_amounts += part
+    rate_amounts = (mark_rate(plan, mark) - spent) / of_amounts if of_amounts else rate
+    return tuple(
+        MarkTest(
+            metric=metric.name,
+            evidence=each,
+            level=part * (rate if metric.kind is Kind.SHARE else rate_amounts),
+        )
+        for metric, each, part in tests
+    )
+
+
 def _log_harm(metric: Metric, sums: MetricSums) -> float:
     """The logarithm of the e-value of a metric against "no worse"."""
     deciding = [each for each in sums.harms(metric) if each.part]
@@ -375,15 +416,11 @@ def _named(metric: str, aspect: Aspect) -> str:
     return metric if aspect in (Aspect.RATE, Aspect.SHAPE) else f"{metric}.{aspect.value}"
 
 
-def _failed(plan: Plan, sums: Sums, weights: Mapping[str, float], mark: int) -> tuple[str, ...]:
-    """The aspects that fail their one test at a mark, the strongest first (Bonferroni, weighted)."""
-    tests = [
-        (weights[metric.name] * each.part, each.value, _named(metric.name, each.aspect))
-        for metric in plan.judged
-        for each in sums.metrics[metric.name].tests(metric)
-    ]
-    rate = mark_rate(plan, mark) / sum(part for part, _, _ in tests)
-    return tuple(name for _, name in sorted((p / part, name) for part, p, name in tests if p <= rate * part))
+def _failed(plan: Plan, sums: Sums, mark: int) -> tuple[str, ...]:
+    """The aspects that fail their one test at a mark, the strongest first."""
+    failing = [each for each in mark_tests(plan, sums, mark) if each.evidence.value <= each.level]
+    failing.sort(key=lambda each: each.evidence.value / each.level)
+    return tuple(_named(each.metric, each.evidence.aspect) for each in failing)
 
 
 def _log_split(plan: Plan, sums: Sums) -> float:
