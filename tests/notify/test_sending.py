@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import standardwebhooks
-from outside import Asked, Service, listening
+from journeys import COMMIT
+from outside import Asked, GitHub, Service, listening
 from telling import SECRET, concluded, moved, proposed, shipped, telling_to, until
 
 from deploy_gates import clock, notify, runner
@@ -428,3 +429,39 @@ def test_what_a_slow_channel_has_no_time_for_is_given_back(store: Store, receive
 
     assert receiver.asked == []
     assert {each.id for each in store.due()} == {each.id for each in claimed}
+
+
+def test_a_flush_ends_when_everything_was_sent_and_not_after_the_first_batch(
+    store: Store, receiver: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy_gates.notify.background.BATCH_MAX", 1)
+    for number in range(1, 7):
+        proposed(store, number, config=f"config-{number}")
+
+    with notify.Notifier(store, telling_to(receiver.url)) as notifier:
+        left = notifier.flush(20)
+
+    assert left == 0
+    assert len(receiver.asked) == 6
+
+
+def test_the_comment_on_a_pull_request_tells_the_way_in_its_order(store: Store) -> None:
+    with listening(GitHub(pulls={COMMIT: [7]})) as hub:
+        table: Any = {
+            "channels": {"hub": {"kind": "github", "repository": "acme/triage", "api_url": hub.url}}
+        }
+        telling = notify.Telling.of(table, {"GITHUB_TOKEN": hub.token})
+        promotion = proposed(store, commit=COMMIT)
+        for environment in promotion.environments:
+            promotion = moved(store, promotion, environment)
+            notify.relay(store, telling)
+            notify.deliver(store, telling)
+        concluded(store, promotion)
+        notify.relay(store, telling)
+        notify.deliver(store, telling)
+
+    (comment,) = hub.comments
+    rows = [line.split(" | ")[1] for line in comment["body"].splitlines() if line.startswith("| ")][2:]
+    assert rows == ["", "development", "staging", "production", "production"]
+    assert hub.commits[COMMIT][-1]["state"] == "success"
+    assert hub.problems == []
