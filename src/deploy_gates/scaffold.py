@@ -122,15 +122,16 @@ def _with_hook(path: Path) -> tuple[str | None, str]:
     if "pytest --deploy-gates" in text or "id: deploy-gates" in text:
         return None, ""
     entry = textwrap.dedent(ours.partition("repos:\n")[2])
-    before, hook = _yaml(text), _yaml(ours)
+    both = _joined(_yaml(text), _yaml(ours))
     for indent in ("  ", ""):
         made = _appended(text, textwrap.indent(entry, indent), gap="")
-        if before is not None and _yaml(made) == _joined(before, hook):
+        if both is not None and _yaml(made) == both:
             return made, ""
     return None, textwrap.indent(entry, "  ")
 
 
 def _joined(before: Json, hook: Json) -> Json:
+    """What both say together; `None` where they cannot be joined."""
     if not isinstance(before, dict) or not isinstance(hook, dict):
         return None
     there, more = before.get("repos"), hook["repos"]
