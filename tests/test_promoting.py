@@ -23,6 +23,7 @@ from deploy_gates.core.gate import GateName, Verdict
 from deploy_gates.core.policy import Policy
 from deploy_gates.core.promotion import Kind
 from deploy_gates.store import Store, open_store
+from deploy_gates.store.rows import migrations
 from deploy_gates.testing import NOW, POLICY, a_document, a_release
 from project import Project, case
 from sealed import an_evidence, failing, seal
@@ -432,7 +433,7 @@ def test_the_store_of_the_settings_and_of_the_environment_are_used(
     assert json.loads(of_settings.stdout) == {
         "store": f"sqlite:///{project.root}/ours.db",
         "before": 0,
-        "after": 1,
+        "after": len(migrations("sqlite")),
     }
     assert json.loads(of_environment.stdout)["store"] == f"sqlite:///{tmp_path}/theirs.db"
 

@@ -285,6 +285,7 @@ def test_a_reader_sees_no_half_of_a_migration(store: SqliteStore, monkeypatch: p
         CREATE TABLE big AS
         WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 300000) SELECT x FROM n;
     """
+    now = len(sqlite._migrations())
     known = [*sqlite._migrations(), "CREATE TABLE later (x INTEGER) STRICT;\n" + slow]
     reader = SqliteStore(store.path)
     seen: set[int] = set()
@@ -303,17 +304,17 @@ def test_a_reader_sees_no_half_of_a_migration(store: SqliteStore, monkeypatch: p
     thread = threading.Thread(target=read)
     thread.start()
     try:
-        _until(lambda: 1 in seen)
+        _until(lambda: now in seen)
         upgraded = store.upgrade()
-        _until(lambda: 2 in seen)
+        _until(lambda: now + 1 in seen)
     finally:
         done.set()
         thread.join()
         reader.close()
 
-    assert (upgraded.before, upgraded.after) == (1, 2)
+    assert (upgraded.before, upgraded.after) == (now, now + 1)
     assert failed == []
-    assert seen == {1, 2}
+    assert seen == {now, now + 1}
 
 
 # --- Watching -----------------------------------------------------------------------------------
