@@ -31,65 +31,6 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path / "project", cases=30)
 
 
-def test_init_fills_an_empty_repository_that_passes_at_once(tmp_path: Path) -> None:
-    subprocess.run(["git", "init", "-q", "-b", "main"], cwd=tmp_path, check=True)
-
-    made = deploy_gates("init", at=tmp_path)
-    gated = subprocess.run(
-        [sys.executable, "-m", "pytest", "--deploy-gates"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert made.returncode == 0, made.stderr
-    assert "created  golden/hello/config.yaml" in made.stdout
-    assert gated.returncode == 0, gated.stdout
-    assert "PASS" in gated.stdout
-
-
-def test_init_overwrites_nothing_and_a_second_time_changes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "ours"\n')
-    (tmp_path / "golden/hello").mkdir(parents=True)
-    (tmp_path / "golden/hello/config.yaml").write_text("ours: true\n")
-
-    first = deploy_gates("init", at=tmp_path)
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    second = deploy_gates("init", "--json", at=tmp_path)
-
-    assert first.returncode == 0, first.stderr
-    assert "kept     golden/hello/config.yaml" in first.stdout
-    assert 'name = "ours"' in (tmp_path / "pyproject.toml").read_text()
-    assert {each["action"] for each in json.loads(second.stdout)} == {"kept"}
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
-
-
-def test_init_appends_to_files_that_end_without_a_line_break(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "ours"')
-    (tmp_path / ".gitignore").write_text("build/")
-
-    done = deploy_gates("init", at=tmp_path)
-
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / ".gitignore").read_text() == "build/\n.deploy-gates/\n"
-    assert (tmp_path / "pyproject.toml").read_text().startswith('[project]\nname = "ours"\n\n[tool.deploy')
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"), [("[project\n", "is not TOML"), ("tool = 1\n", "no room for [tool.deploy_gates]")]
-)
-def test_init_leaves_a_pyproject_that_it_cannot_add_to_alone(tmp_path: Path, text: str, fault: str) -> None:
-    (tmp_path / "pyproject.toml").write_text(text)
-
-    done = deploy_gates("init", at=tmp_path)
-
-    assert done.returncode == 2
-    assert fault in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
-    assert (tmp_path / "pyproject.toml").read_text() == text
-
-
 def test_diff_tells_each_field_and_the_cases(project: Project) -> None:
     project.edit("temperature: 0", "temperature: 0.5")
     project.edit('"refund-001"', '"refund-first"', "golden/triage/cases.jsonl")

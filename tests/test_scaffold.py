@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 
 from deploy_gates import clock
 from deploy_gates.report.comment import MARKER
+from deploy_gates.store import Store, open_store
 from jobs import TOKEN, Ran, Reviews, Runner, finished, reviews, yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,14 +36,19 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "checkout"
-        self.root.mkdir()
-        self.git("init", "-q", "-b", "main")
-        self.made = self.deploy_gates("init")
-        self._record_today()
-        self.commit("deploy gates")
-        subprocess.run(["git", "init", "-q", "--bare", "-b", "main", folder / "remote.git"], check=True)
-        self.git("remote", "add", "origin", str(folder / "remote.git"))
-        self.git("push", "-q", "origin", "main")
+
+    @classmethod
+    def made(cls, folder: Path) -> Repository:
+        made = cls(folder)
+        made.root.mkdir()
+        made.git("init", "-q", "-b", "main")
+        assert deploy_gates("init", at=made.root).returncode == 0
+        made.record_today()
+        made.commit("deploy gates")
+        made.git("clone", "-q", "--bare", ".", "../remote.git")
+        made.git("remote", "add", "origin", "../remote.git")
+        made.git("fetch", "-q", "origin")
+        return made
 
     def git(self, *arguments: str) -> str:
         identity = {
@@ -71,14 +79,11 @@ class Repository:
         assert old in text, f"{old!r} is not in {file}"
         (self.root / file).write_text(text.replace(old, new))
 
-    def deploy_gates(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return deploy_gates(*arguments, at=self.root, **env)
-
     def steps(self, job: str) -> list[dict[str, Any]]:
         workflow = yaml((self.root / WORKFLOW).read_text())
         return list(workflow["jobs"][job]["steps"])
 
-    def _record_today(self) -> None:
+    def record_today(self) -> None:
         """Answers that are old do not open production, whatever the day."""
         path = self.root / "golden/hello/recordings.jsonl"
         now = clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -108,8 +113,15 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    return Repository.made(tmp_path_factory.mktemp("fresh"))
+
+
 @pytest.fixture
-def repository(tmp_path: Path) -> Repository:
+def repository(fresh: Repository, tmp_path: Path) -> Repository:
+    """One that the test may change."""
+    shutil.copytree(fresh.root.parent, tmp_path, dirs_exist_ok=True)
     return Repository(tmp_path)
 
 
@@ -125,12 +137,10 @@ def pull_request(repository: Repository, github: Reviews) -> Ran:
     return runner.job(repository.steps("gates"), "pull_request")
 
 
-def push(repository: Repository, github: Reviews, *, before: str = "", store: str | None = None) -> Ran:
+def push(repository: Repository, github: Reviews, *, before: str = "", has_store: bool = True) -> Ran:
     """The job `ship` of the workflow."""
-    url = store_of(repository) if store is None else store
-    runner = Runner(root=repository.root, reviews_url=github.url, secrets={"DEPLOY_GATES_STORE": url})
-    if url:
-        repository.deploy_gates("store", "upgrade", "--store", url)
+    secrets = {"DEPLOY_GATES_STORE": made_store(repository)} if has_store else {}
+    runner = Runner(root=repository.root, reviews_url=github.url, secrets=secrets)
     return runner.job(repository.steps("ship"), "push", {"github.event.before": before})
 
 
@@ -138,11 +148,25 @@ def store_of(repository: Repository) -> str:
     return f"sqlite:///{repository.root.parent}/store.db"
 
 
+@contextmanager
+def opened(repository: Repository) -> Iterator[Store]:
+    store = open_store(store_of(repository), root=repository.root)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def made_store(repository: Repository) -> str:
+    with opened(repository) as store:
+        store.upgrade()
+    return store_of(repository)
+
+
 def served(repository: Repository) -> dict[str, str]:
     """The digest of the config in each environment."""
-    told = json.loads(repository.deploy_gates("status", "--json", "--store", store_of(repository)).stdout)
-    deployments = [each["deployment"] for each in told]
-    return {each["environment"]: each["baseline"] for each in deployments if each["baseline"]}
+    with opened(repository) as store:
+        return {each.environment: each.baseline for each in store.deployments() if each.baseline}
 
 
 # --- What init writes ---------------------------------------------------------------------------
@@ -480,14 +504,15 @@ def test_a_job_that_is_cancelled_leaves_its_canary_and_says_how_it_goes_on(
 
     assert step.returncode == 130, said
     assert "left as it is: `deploy-gates ship hello` goes on" in shown
-    canary = json.loads(repository.deploy_gates("status", "--json", "--store", store_of(repository)).stdout)
-    assert [each["deployment"]["candidate"] != "" for each in canary] == [False, False, True]
+    with opened(repository) as store:
+        (production,) = store.deployments("production", "hello")
+    assert production.candidate, "the canary goes on"
 
 
 def test_without_a_store_nothing_is_shipped_and_the_job_is_red(
     repository: Repository, github: Reviews
 ) -> None:
-    ran = push(repository, github, store="")
+    ran = push(repository, github, has_store=False)
 
     assert not ran.is_green
     assert ran.steps["ship"] == 2
@@ -646,10 +671,7 @@ def test_on_gitlab_one_note_follows_the_merge_request(repository: Repository, gi
 
 
 def test_on_gitlab_a_merge_is_shipped(repository: Repository, github: Reviews) -> None:
-    url = store_of(repository)
-    repository.deploy_gates("store", "upgrade", "--store", url)
-
-    status, log = gitlab(repository, github, "ship", DEPLOY_GATES_STORE=url)
+    status, log = gitlab(repository, github, "ship", DEPLOY_GATES_STORE=made_store(repository))
 
     assert status == 0, log
     assert set(served(repository)) == {"development", "staging", "production"}
