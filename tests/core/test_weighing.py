@@ -396,6 +396,30 @@ def test_requests_that_never_came_back_are_errors() -> None:
     assert found.arms.unfinished > 0
 
 
+def test_requests_that_ended_after_a_report_are_neither_errors_nor_counted_twice() -> None:
+    every = list(traffic(30, seed=15))
+    in_two = [
+        part
+        for each in every
+        for part in (
+            Tally(
+                config=each.config,
+                environment=each.environment,
+                revision=each.revision,
+                arm=each.arm,
+                start_ms=each.start_ms,
+                started=each.started // 2,
+            ),
+            replace(each, started=each.started - each.started // 2),
+        )
+    ]
+
+    found = looked(QUICK, in_two)
+
+    assert found.arms.unfinished == 0
+    assert numbers(found) == numbers(looked(QUICK, every))
+
+
 def test_the_warm_up_is_left_out_of_latency_and_cost_and_not_of_errors() -> None:
     def cold() -> Iterator[Tally]:
         for each in traffic(40, seed=16):

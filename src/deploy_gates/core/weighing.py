@@ -91,10 +91,14 @@ class Half:
         for tally in tallies:
             for name, histogram in tally.metrics.items():
                 metrics[name] = metrics[name] + histogram if name in metrics else histogram
+        # A call that takes longer than clients wait between two reports begins in one tally and ends in
+        # another: only all of them together say what never came back.
+        started, finished = sum(each.started for each in tallies), sum(each.finished for each in tallies)
+        unfinished = max(0, started - finished)
         return cls(
-            n=sum(max(each.started, each.finished) for each in tallies),
-            errors=sum(each.errors + max(0, each.started - each.finished) for each in tallies),
-            unfinished=sum(max(0, each.started - each.finished) for each in tallies),
+            n=max(started, finished),
+            errors=sum(each.errors for each in tallies) + unfinished,
+            unfinished=unfinished,
             dropped=sum(each.dropped for each in tallies),
             latency=_added([each.latency_s for each in tallies]),
             cost=_added([each.cost_usd for each in tallies]),
