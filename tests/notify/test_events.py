@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -104,6 +105,17 @@ def test_figures_that_are_too_large_are_left_out() -> None:
 
     assert decided["data"]["figures"] is None
     assert decided["data"]["said"] == "safe"
+
+
+def test_figures_without_an_end_are_nothing_that_other_languages_cannot_read() -> None:
+    decision = {"log10_e": math.inf, "metrics": [{"metric": "errors", "low": math.nan, "high": 1.5}]}
+
+    *_, decided = told(journeys.promotion((Act.ANALYSIS, "production", {"decision": decision})))
+
+    assert decided["data"]["figures"] == {
+        "log10_e": None,
+        "metrics": [{"metric": "errors", "low": None, "high": 1.5}],
+    }
 
 
 def test_a_move_by_hand_is_named_by_its_place_in_the_history() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 
 from deploy_gates.core.canonical import Json, JsonObject
@@ -191,5 +192,14 @@ def _is_verified(promotion: Promotion, entry: Entry) -> bool:
 
 def _figures(entry: Entry) -> Json:
     """The decision of the canary in figures, where they are small enough to be sent."""
-    found = entry.data.get("decision")
+    found = _finite(entry.data.get("decision"))
     return found if len(json.dumps(found)) <= FIGURES_MAX_BYTES else None
+
+
+def _finite(value: Json) -> Json:
+    """`value` as JSON has it for everybody: infinity and NaN, which only Python reads, are nothing."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -168,7 +168,8 @@ class Lanes:
             try:
                 left_s = CLAIM_TTL.total_seconds() - (time.monotonic() - claimed_at)
                 if left_s > REQUESTS_MAX * SEND_S:
-                    self.sent += 1
+                    with self._changed:
+                        self.sent += 1
                     self._courier.carry(delivery)
                 elif left_s > SEND_S:
                     self._courier.give_back(delivery)
