@@ -131,6 +131,9 @@ def test_a_line_an_event_tells_the_same() -> None:
         "09:14:07  production   r42 sends 5 % to 8a41d07",
     ]
     assert told[4].startswith("09:17:07  production   r42 → r43  rolled back: accepted fell 8.2 pt")
+    assert lines(shipments.shipped())[-1] == (
+        "09:19:09  production   r42 → r43  100 % to 8a41d07: 4 metrics safe after 28,012 requests"
+    )
     assert last.startswith("09:17:07  rolled back  production serves 3f9c2e1 again (r43); 12 of 12 clients")
 
 

@@ -13,13 +13,17 @@ import time
 from types import TracebackType
 from typing import Self
 
+from deploy_gates import clock
 from deploy_gates.client import ConfigClient
 from deploy_gates.core.cost import Usage
 from deploy_gates.core.errors import ConfigUnavailable
-from deploy_gates.store import open_store
+from deploy_gates.core.tally import BIN_MS
+from deploy_gates.store import Store, open_store
 
 RATE_RPS = 200
 PATIENCE_S = 40.0
+REPORTED_MS = 1_500
+"""Clients report every second."""
 
 
 class Users:
@@ -44,15 +48,20 @@ class Users:
         self._process.stdin.flush()
 
     def wait_for(self, *, requests: int) -> None:
-        """Until so many have been reported."""
+        """Until so many have been reported, in bins that have ended."""
         store = open_store(self._url)
         deadline = time.monotonic() + PATIENCE_S
         try:
-            while sum(each.started for each in store.tallies(self._config, "production")) < requests:
+            while self._reported(store) < requests:
                 assert time.monotonic() < deadline, "there are no users"
                 time.sleep(0.1)
         finally:
             store.close()
+
+    def _reported(self, store: Store) -> int:
+        ended_ms = int(clock.now().timestamp() * 1000) - BIN_MS - REPORTED_MS
+        found = store.tallies(self._config, "production", until_ms=max(ended_ms, 0))
+        return sum(each.latency_s.n for each in found)
 
     def served(self) -> str:
         """What production serves, as a client that starts now sees it."""

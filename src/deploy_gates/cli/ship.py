@@ -378,7 +378,8 @@ class _Screen:
             if said:
                 print(said, flush=True)
         self._told[id] = max(self._told[id], len(told.promotion.journal))
-        if decision is not None and canary.is_news(before, decision):
+        has_begun = decision is not None and decision.started_ms is not None
+        if decision is not None and has_begun and canary.is_news(before, decision):
             print(shipping.look(decision, self._terminal), flush=True)
         if is_new:
             print(self._terminal.said(problem), file=sys.stderr, flush=True)

@@ -64,14 +64,16 @@ def block(
 
 def line(promotion: Promotion, entry: Entry, terminal: Terminal) -> str:
     """One event on one line; empty for one that is told with the next."""
-    is_told_next = entry.act is Act.PROMOTE and entry.environment != PRODUCTION and promotion.terms.smoke
-    is_told_next |= (entry.act, entry.status) == (Act.ANALYSIS, Status.FAILED)
+    place, said = entry.environment or "evidence", entry.said
+    moved, begun = promotion.outcome(Act.PROMOTE, place), promotion.outcome(Act.CANARY, place)
+    is_smoked = promotion.terms.smoke and begun is None
+    is_told_next = entry.act is Act.ANALYSIS or (entry.act is Act.PROMOTE and is_smoked)
     if entry.status is Status.BEGUN or (is_told_next and entry.status is not Status.HELD):
         return ""
-    place, said = entry.environment or "evidence", entry.said
-    moved = promotion.outcome(Act.PROMOTE, entry.environment)
     if entry.act is Act.SMOKE and entry.status is Status.DONE and moved is not None:
         said = f"{moved.said}  {said}"
+    elif entry.act is Act.PROMOTE and begun is not None and entry.status is Status.DONE:
+        said = f"{said}  100 % to {short(promotion.release.digest)}: {_proof(promotion)}"
     elif entry.act is Act.ADMIT:
         said = f"{short(promotion.release.digest)}  {said}"
     elif entry.act is Act.ROLLBACK:

@@ -174,7 +174,8 @@ class Carrier:
                 continue
             self.crosses(f"after {following.act} {following.environment}".rstrip())
             promotion = self._write(promotion, following, came)
-            if following.act in MOVES and following.environment == promotion.until:
+            is_moved = following.act in MOVES and came.status is Status.DONE
+            if is_moved and following.environment == promotion.until:
                 standing = self._followed(promotion, following)
             yield Told(promotion=promotion, standing=standing)
             if came.status is Status.HELD:
