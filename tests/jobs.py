@@ -6,9 +6,11 @@ What is simulated is the runner and the service; the steps, their shell, and wha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -218,6 +220,7 @@ class Runner:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
+            start_new_session=True,
         )
 
     @property
@@ -259,8 +262,14 @@ def finished(process: subprocess.Popen[str]) -> tuple[str, int]:
         try:
             said, _ = process.communicate(timeout=STEP_S)
         finally:
-            process.kill()
+            end(process)
     return said, process.returncode
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Leave nothing of a step behind, whatever it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _runs(condition: str, event: str, is_green: bool) -> bool:

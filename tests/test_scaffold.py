@@ -20,7 +20,7 @@ import pytest
 from deploy_gates import clock
 from deploy_gates.report.comment import MARKER
 from deploy_gates.store import Store, open_store
-from jobs import TOKEN, Ran, Reviews, Runner, finished, reviews, yaml
+from jobs import TOKEN, Ran, Reviews, Runner, end, finished, reviews, yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ".github/workflows/deploy-gates.yml"
@@ -499,7 +499,7 @@ def test_a_job_that_is_cancelled_leaves_its_canary_and_says_how_it_goes_on(
             step.send_signal(signal.SIGINT)
             said, _ = step.communicate(timeout=DEADLINE_S)
         finally:
-            step.kill()
+            end(step)
     shown = runner.job([summary], "push").summary
 
     assert step.returncode == 130, said
