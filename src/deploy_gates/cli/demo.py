@@ -60,7 +60,8 @@ def _played(stage: Stage, as_json: bool) -> Ended:
     shown = terminal()
     for scene in story.play(stage, is_shown=not as_json):
         if not as_json:
-            print("\n".join(screen.lines(scene, shown)), flush=True)
+            sys.stdout.write("".join(f"{each}\n" for each in screen.lines(scene, shown)))
+            sys.stdout.flush()  # the next lines may be those of another process
         if isinstance(scene, story.Ended):
             if as_json:
                 print_json(scene.to_json())

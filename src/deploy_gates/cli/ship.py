@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 REDRAW_S = 0.1
-TELL_S = 10.0
+TELL_S = 3.0
 """So long is waited, once everything is done, for notifications to be sent."""
 STOP_S = 10.0
 """So long a runner has to come to a moment at which it can be left."""

@@ -546,7 +546,7 @@ class PostgresStore:
     def settle(self, delivery: Delivery) -> None:
         self._run(
             "UPDATE delivery SET state = %(state)s, attempts = %(attempts)s, next_at_ms = %(next_at_ms)s, "
-            "external_id = %(external_id)s, error = %(error)s WHERE id = %(id)s",
+            "external_id = %(external_id)s, error = %(error)s WHERE id = %(id)s AND state <> 'delivered'",
             of_delivery(delivery),
         )
 

@@ -626,7 +626,7 @@ class SqliteStore:
     def settle(self, delivery: Delivery) -> None:
         self._run(
             "UPDATE delivery SET state = :state, attempts = :attempts, next_at_ms = :next_at_ms, "
-            "external_id = :external_id, error = :error WHERE id = :id",
+            "external_id = :external_id, error = :error WHERE id = :id AND state <> 'delivered'",
             of_delivery(delivery),
         )
 
