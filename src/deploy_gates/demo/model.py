@@ -27,9 +27,8 @@ LONG_SHARE = 1 / 16
 """So many reviews of users need a long answer."""
 FAILING_SHARE = 0.002
 """So many calls fail whatever the config."""
-LATENCY_S = 0.06
-TOKEN_S = 0.008
-"""The median answer takes so long, and so much more for each of its tokens."""
+LATENCY_S, INPUT_TOKEN_S, OUTPUT_TOKEN_S = 0.03, 0.0002, 0.008
+"""The median answer takes so long, and so much more for each token that is read or written."""
 SPREAD = 0.45
 """Of the logarithm of latency."""
 CHARS_PER_TOKEN = 4
@@ -71,9 +70,11 @@ class Manner:
         fault = "cut off before its end: no JSON" if written < tokens else ""
         if chance.random() < FAILING_SHARE:
             fault = "the model is overloaded"
+        read = self.prompt_tokens + 4 + int(chance.expovariate(1 / 20))
+        median_s = LATENCY_S + INPUT_TOKEN_S * read + OUTPUT_TOKEN_S * written
         return Answered(
-            latency_s=(LATENCY_S + TOKEN_S * written) * chance.lognormvariate(0.0, SPREAD),
-            input_tokens=self.prompt_tokens + 4 + int(chance.expovariate(1 / 20)),
+            latency_s=median_s * chance.lognormvariate(0.0, SPREAD),
+            input_tokens=read,
             output_tokens=written,
             fault=fault,
         )

@@ -21,7 +21,7 @@ from deploy_gates.demo.processes import Processes
 CONFIG = "hello"
 FILE = f"golden/{CONFIG}/config.yaml"
 AUTHOR = "demo"
-MAIN, BRANCH = "main", "change"
+MAIN = "main"
 GIT_TIMEOUT_S = 30.0
 REPORT = ".deploy-gates/demo.json"
 WARM_UP_S = 5
@@ -121,7 +121,6 @@ class Gated:
     """Of the gates that do not pass."""
     conclusion: str
     digest: str
-    took_s: float
 
 
 class Repository:
@@ -137,7 +136,6 @@ class Repository:
         self._git("init", "--quiet", f"--initial-branch={MAIN}")
         files.replace(self.root / "README.md", b"A demo: its users and its model are simulated.\n")
         self._commit("Nothing yet (demo)")
-        self._git("switch", "--quiet", "--create", BRANCH)
         scaffold.scaffold(self.root)
         environments = [
             _ENVIRONMENT.format(name=name, url=self._endpoint_url, key=model.KEY_VARIABLE)
@@ -151,11 +149,9 @@ class Repository:
         files.replace(settings, (_edited(settings, tuple(_PRICES.items())) + _SETTINGS).encode())
 
     def propose(self, change: Change) -> None:
-        """Make the change on a branch, as for a pull request."""
+        """Make the change in the work tree."""
         if change.edits:
-            self._git("switch", "--quiet", "--force-create", BRANCH, MAIN)
             files.replace(self.root / FILE, _edited(self.root / FILE, change.edits).encode())
-        self._commit(change.subject)
 
     def gate(self, processes: Processes) -> Gated:
         """`pytest --deploy-gates`, which asks the simulated model for what it was not asked yet."""
@@ -175,11 +171,9 @@ class Repository:
             raise WorkspaceError(f"the gates of the demo did not run (status {status}): {last[0]}")
         return _gated(json.loads(report.read_text("utf-8")))
 
-    def merge(self) -> None:
-        """What was proposed is on the main branch."""
-        self._commit("Recorded answers of the simulated model (demo)")
-        self._git("switch", "--quiet", MAIN)
-        self._git("merge", "--quiet", "--ff-only", BRANCH)
+    def merge(self, change: Change) -> None:
+        """The change and its recorded answers are on the main branch."""
+        self._commit(change.subject)
 
     def _add_cases(self) -> None:
         folder = self.root / "golden" / CONFIG
@@ -270,7 +264,6 @@ def _gated(report: dict[str, Json]) -> Gated:
         ),
         conclusion=str(found["conclusion"]),
         digest=str(found["candidate"] or ""),
-        took_s=sum(float(str(each["took_s"])) for each in gates),
     )
 
 

@@ -28,7 +28,6 @@ def lines(scene: Scene, terminal: Terminal) -> Iterator[str]:
         case Opened():
             yield from _opened(scene, terminal)
         case story.Began(number=number, change=change):
-            yield ""
             yield terminal.ink(f"{number}  {change.title}", _BOLD)
             yield from _told("", change.about, terminal, indent=3)
             yield ""
@@ -41,8 +40,9 @@ def lines(scene: Scene, terminal: Terminal) -> Iterator[str]:
             yield f"  {terminal.ink('merged; $ deploy-gates ship', _DIM)}"
         case Carried(promotion=None):
             yield from _told("", story.said(scene), terminal, indent=4)
+            yield ""
         case Carried():
-            pass  # it has shown itself
+            yield ""  # it has shown itself
         case Ended():
             yield from _ended(scene, terminal)
 
@@ -55,9 +55,10 @@ def _opened(scene: Opened, terminal: Terminal) -> Iterator[str]:
     if scene.dashboard:
         yield from _told("dashboard", scene.dashboard, terminal)
     yield from _told("users", f"{story.SERVICES} processes, {rate}: simulated users (demo)", terminal)
-    settings = f"the canary warms up for {WARM_UP_S} s instead of 30; all else is as by default"
+    settings = f"5 % of them see a canary, which warms up for {WARM_UP_S} s instead of 30"
     yield from _told("settings", settings, terminal)
-    yield from _told("", "ctrl-c ends the demo, and leaves nothing running", terminal)
+    yield from _told("", "ctrl-c ends the demo and leaves nothing running", terminal)
+    yield ""
 
 
 def _judged(scene: Judged, terminal: Terminal) -> Iterator[str]:
@@ -70,7 +71,6 @@ def _judged(scene: Judged, terminal: Terminal) -> Iterator[str]:
 
 
 def _ended(scene: Ended, terminal: Terminal) -> Iterator[str]:
-    yield ""
     yield terminal.ink("what happened", _BOLD)
     yield ""
     for each in scene.carried:
@@ -81,8 +81,9 @@ def _ended(scene: Ended, terminal: Terminal) -> Iterator[str]:
         for text in _facts(each):
             yield from _told("", text, terminal)
     yield ""
-    shipped = max((each.steps for each in scene.carried), default=0)
-    yield from _told("by hand", f"nothing after a merge; {shipped} of {TOTAL} old steps ran alone", terminal)
+    steps = max((each.steps for each in scene.carried), default=0)
+    done = f"nothing after a merge; of the {TOTAL} steps of old, {steps} ran by themselves"
+    yield from _told("by hand", done, terminal)
     yield from _told("took", f"{scene.took_s:.0f} s", terminal)
     if not scene.is_as_told:
         yield ""

@@ -19,11 +19,11 @@ from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.eliminated import TOTAL, eliminated
 from deploy_gates.core.errors import Refusal, Refused, SettingsError, WorkspaceError
 from deploy_gates.core.release import PRODUCTION, Act, Promotion, State
-from deploy_gates.core.tally import BIN_MS
+from deploy_gates.core.tally import BIN_MS, Unit
 from deploy_gates.demo import model, repository
 from deploy_gates.demo.processes import Processes
 from deploy_gates.demo.repository import BAD, BLOCKED, CONFIG, FIRST, GOOD, Change, Gated, Repository
-from deploy_gates.store import Store, open_store, without_password
+from deploy_gates.store import DEFAULT_URL, Store, open_store, without_password
 
 SERVICES = 3
 RATE_RPS = 1500
@@ -186,7 +186,7 @@ class Stage:
             self._endpoint = model.Endpoint(repository.answers())
             self.repository = Repository(self.folder / "repository", self._endpoint.url)
             self.repository.make()
-            self.url = self._named_url or f"sqlite:///{self.repository.root}/.deploy-gates/deploy-gates.db"
+            self.url = self._named_url or self._default_url()
             self.store = self._store = self._opened()
             self._start_users()
             self.dashboard = self._served() if self._has_server else ""
@@ -194,7 +194,7 @@ class Stage:
             self.__exit__(None, None, None)
             raise
         self.opened = Opened(
-            store=without_password(self.url),
+            store=without_password(self._named_url) or f"SQLite, in {self.folder}",
             dashboard=self.dashboard,
             folder=str(self.folder),
             took_s=time.monotonic() - began,
@@ -233,6 +233,12 @@ class Stage:
         )
         if status not in (0, 1):
             raise WorkspaceError(f"`deploy-gates ship` failed in the demo: {self.processes.talk()}")
+
+    def _default_url(self) -> str:
+        """Where commands that are given in the repository look, too."""
+        path = self.repository.root / DEFAULT_URL.removeprefix("sqlite:///")
+        path.parent.mkdir(exist_ok=True)
+        return f"sqlite:///{path}"
 
     def _opened(self) -> Store:
         store = open_store(self.url)
@@ -312,8 +318,8 @@ def _released(stage: Stage, change: Change, is_shown: bool) -> Iterator[Scene]:
     if gated.verdict != "pass":
         yield Carried(change=change, gated=gated, took_s=time.monotonic() - began)
         return
-    stage.repository.merge()
-    if change is not FIRST:
+    stage.repository.merge(change)
+    if change is GOOD:
         yield _traffic(stage.store)
     yield Merged(change=change)
     stage.ship(is_shown=is_shown)
@@ -332,13 +338,12 @@ def _traffic(store: Store) -> Waited:
     """Wait until simulated users have been told of."""
     deadline = time.monotonic() + TRAFFIC_MAX_S
     while time.monotonic() < deadline:
-        tallies = store.tallies(CONFIG, PRODUCTION)
+        tallies = [each for each in store.tallies(CONFIG, PRODUCTION) if each.unit is Unit.REQUEST]
         bins = sorted({each.start_ms for each in tallies})
         if len(bins) > BINS_BEFORE:  # the last one may not be over yet
             ended = [each for each in tallies if bins[0] < each.start_ms < bins[-1]]
             requests = sum(each.started for each in ended)
-            span_ms = bins[-1] - bins[1] if len(bins) > 2 else BIN_MS
-            return Waited(requests=requests, rate_rps=requests * 1000 / max(span_ms, BIN_MS))
+            return Waited(requests=requests, rate_rps=requests * 1000 / (bins[-1] - bins[0] - BIN_MS))
         time.sleep(PAUSE_S)
     raise WorkspaceError(f"the simulated users have not come for {TRAFFIC_MAX_S:g} s")
 
