@@ -25,7 +25,7 @@ import pytest
 from deploy_gates.core.release import Promotion, Release, State, Terms
 from deploy_gates.demo import model, repository
 from deploy_gates.demo.repository import Gated
-from deploy_gates.demo.story import Carried, Ended
+from deploy_gates.demo.story import Carried, Ended, Stage
 from deploy_gates.store import open_store
 from deploy_gates.testing import NOW
 
@@ -86,10 +86,15 @@ def _in_terminal(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Pop
 
 def _left(folder: Path) -> list[str]:
     """The command lines of processes that know a demo's folder."""
+    return _with(f"{folder}/deploy-gates-demo-")
+
+
+def _with(*said: str) -> list[str]:
+    """The command lines of processes that hold all of these."""
     found = subprocess.run(
         ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
     ).stdout
-    return [each for each in found.splitlines() if f"{folder}/deploy-gates-demo-" in each]
+    return [line for line in found.splitlines() if all(each in line for each in said)]
 
 
 def _wait_until_nothing_is_left(folder: Path) -> None:
@@ -186,6 +191,25 @@ def test_a_store_that_knows_the_config_is_left_alone(tmp_path: Path, store_url: 
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["refusal"] == "state"
     assert list(tmp_path.glob("deploy-gates-demo-*")) == []
+
+
+def test_every_process_finds_a_store_that_was_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store("sqlite:///mine.db")
+    store.upgrade()
+    store.close()
+
+    with Stage(url="sqlite:///mine.db", has_server=False) as stage:
+        url = stage.url
+        services = len(_with("deploy_gates.demo.users", url))
+
+    assert url == f"sqlite:///{tmp_path}/mine.db"
+    assert services == 3
+    assert _with("deploy_gates.demo.users", url) == []
+    assert (tmp_path / "mine.db").exists()
+    assert not stage.folder.exists()
 
 
 def test_machines_are_told_what_is_simulated_and_how_it_ended() -> None:

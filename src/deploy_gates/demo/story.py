@@ -170,7 +170,7 @@ class Stage:
     """
 
     def __init__(self, *, url: str = "", has_server: bool = True, is_kept: bool = False) -> None:
-        self._named_url = url
+        self._named_url = _absolute(url)
         self._has_server = has_server and all(find_spec(each) for each in ("starlette", "uvicorn"))
         self.is_kept = is_kept
 
@@ -328,6 +328,10 @@ def _released(stage: Stage, change: Change, is_shown: bool) -> Iterator[Scene]:
     )
     if found is None:
         raise WorkspaceError(f"`deploy-gates ship` has proposed nothing: {stage.processes.talk()}")
+    if not found.state.is_final:
+        raise WorkspaceError(
+            f"promotion {found.id} of the demo stands still: {found.held or 'nobody carries it'}"
+        )
     yield _followed(
         stage.store,
         Carried(change=change, gated=gated, promotion=found, took_s=time.monotonic() - began),
@@ -370,6 +374,12 @@ def _check_extras() -> None:
                 f"the demo needs {each}, which is not installed",
                 hint="pip install 'pytest-deploy-gates[canary,server]'",
             )
+
+
+def _absolute(url: str) -> str:
+    """The same store, wherever a process of the demo stands."""
+    prefix = "sqlite:///"
+    return f"{prefix}{Path.cwd() / url.removeprefix(prefix)}" if url.startswith(prefix) else url
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
