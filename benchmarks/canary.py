@@ -232,10 +232,11 @@ def marks(pool: Pool, scope: Scope) -> None:
         for first, (name, traffic) in _seeded(kinds, 300_000)
     ]
     ends = [plan.mark_s * (1 + each) for each in range(1 + plan.extensions)]
+    found = pool.runs(jobs)
     print(f"false rollback at {rate} requests a second where each mark extends the canary, %, and its bound")
     print(f"  {'by':<10}" + "".join(f"{f'{end:.0f} s':>17}" for end in ends))
     everything: list[Run] = []
-    for job, runs in zip(jobs, pool.runs(jobs), strict=True):
+    for job, runs in zip(jobs, found, strict=True):
         everything += runs
         print(f"  {job.name:<10}" + "".join(f"{_rate(_until(runs, end)):>17}" for end in ends))
     print(f"  {'all':<10}" + "".join(f"{_rate(_until(everything, end)):>17}" for end in ends))

@@ -42,7 +42,7 @@ from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
 
 ANYTIME_PART = 0.5
 """So much of the false-rollback rate is spent on looking at any time, the rest on the marks."""
-MARK_DECAY = 0.1
+MARK_DECAY = 0.05
 """Each further mark gets this part of what the one before got."""
 SUSPICION = math.log(10)
 """While a metric has this much evidence of harm, nothing is promoted."""
