@@ -192,6 +192,43 @@ def watch(
         wait(POLL_S)
 
 
+class Following:
+    """The looks at one canary, worked out as far as one asks, while it runs or long after."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        begun: Deployment,
+        source: Source | None = None,
+        *,
+        unit: Unit | None = None,
+        delay_s: float = REPORTING_S,
+        until: datetime | None = None,
+        now: Callable[[], datetime] = clock.now,
+    ) -> None:
+        """`begun` is what was served once the canary had begun; `until` is when it ended, if it has."""
+        self._watching = _Watching(
+            store=store,
+            plan=plan,
+            running=_running(store, begun),
+            source=source,
+            fixed_unit=unit or (plan.unit if source or plan.unit is Unit.USER else None),
+            delay_s=delay_s,
+            now=now if until is None else lambda: until,
+            is_past=True,
+        )
+        self.has_ended = False
+        """Whether no further look is to come."""
+
+    def looks(self) -> Iterator[Decision]:
+        """The looks that are possible by now and were not yielded before. `StoreUnavailable`."""
+        for look in self._watching.looks():
+            self.has_ended = look.has_ended
+            if look.decision is not None and not look.problem:
+                yield look.decision
+
+
 @dataclass(kw_only=True, slots=True)
 class _Watching:
     """Where one watch has got to."""
@@ -203,6 +240,8 @@ class _Watching:
     fixed_unit: Unit | None
     delay_s: float
     now: Callable[[], datetime]
+    is_past: bool = False
+    """Whether what happened to it later is no concern."""
     unit: Unit = field(init=False)
     next_ms: int = field(init=False)
     """The beginning of the first bin that is not weighed yet."""
@@ -220,7 +259,7 @@ class _Watching:
     def looks(self) -> Iterator[Look]:
         """All looks that are possible by now."""
         try:
-            moved = self._moved()
+            moved = "" if self.is_past else self._moved()
             tallies = [] if moved else self._read()
         except DeployGatesError as error:
             if isinstance(error, Refused):

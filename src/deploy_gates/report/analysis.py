@@ -69,27 +69,54 @@ def page(history: Sequence[Decision], *, title: str, subtitle: str = "", footer:
     return "\n".join(lines) + "\n"
 
 
+def fragment(history: Sequence[Decision]) -> str:
+    """All looks of a canary as a part of another page, which has `FRAGMENT_STYLE`: tables and pictures."""
+    last = history[-1]
+    told = chart.charted(history)
+    lines = [
+        '<div class="analysis">',
+        *_decided(last),
+        *_table(last, told, "What is judged; bars in margins, better to the right"),
+        *_warm_up(last),
+        '<div class="panels">',
+        *(
+            f"<figure>{_drawn(chart.intervals(history, each, chart.NARROW_PX), f'metric-{at}')}</figure>"
+            for at, each in enumerate(told)
+        ),
+        "</div>",
+        *_both_widths("harm", chart.evidence, history),
+        *_both_widths("safety", chart.proofs, history),
+        *_both_widths("traffic", chart.traffic, history),
+        *_reading_aid(last),
+        "</div>",
+    ]
+    return "\n".join(lines)
+
+
 def _header(history: Sequence[Decision], title: str, subtitle: str) -> Iterator[str]:
     yield "<header>"
     yield f'<p class="kind">canary analysis</p><h1>{_said(title)}</h1>'
     if subtitle:
         yield f'<p class="dim">{_said(subtitle)}</p>'
     if history:
-        last = history[-1]
-        word, kind = _VERDICTS[last.action]
-        yield f'<section class="decision {kind}"><strong class="badge">{word}</strong>'
-        yield f"<p>{_said(last.reason)}</p>"
-        explained = quantities.explained(last) if last.action is Action.ROLLBACK else ""
-        if explained:
-            yield f'<p class="why">{_said(explained)}</p>'
-        yield from (
-            f'<p class="why">missing: {_said(each)}</p>' for each in last.missing if each not in last.reason
-        )
-        yield "</section>"
-        yield '<dl class="facts">'
-        yield from (f"<div><dt>{head}</dt><dd>{_said(said)}</dd></div>" for head, said in _facts(last))
-        yield "</dl>"
+        yield from _decided(history[-1])
     yield "</header>"
+
+
+def _decided(last: Decision) -> Iterator[str]:
+    word, kind = _VERDICTS[last.action]
+    yield f'<section class="decision {kind}"><strong class="badge">{word}</strong>'
+    yield f"<p>{_said(last.reason)}</p>"
+    explained = quantities.explained(last) if last.action is Action.ROLLBACK else ""
+    if explained:
+        yield f'<p class="why">{_said(explained)}</p>'
+    yield from (
+        f'<p class="why">missing: {_said(each)}</p>' for each in last.missing if each not in last.reason
+    )
+    yield "</section>"
+    yield '<dl class="facts">'
+    yield from (f"<div><dt>{head}</dt><dd>{_said(said)}</dd></div>" for head, said in _facts(last))
+    yield "</dl>"
 
 
 def _facts(last: Decision) -> Iterator[tuple[str, str]]:
@@ -396,3 +423,6 @@ a { color: inherit; } footer { margin-top: 2rem; padding-top: 1rem; border-top: 
   figure, tr, .decision, .facts { break-inside: avoid; } .data, details:not([open]) { display: none; }
 }
 """
+
+FRAGMENT_STYLE = f"{chart.STYLE}.analysis {{{_STYLE}}}"
+"""For a page that has a `fragment`; its colours are those variables of the page that are named as here."""

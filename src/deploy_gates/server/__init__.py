@@ -28,6 +28,7 @@ from deploy_gates.notify import Notifier, Telling
 from deploy_gates.server import api, asking, ofrep
 from deploy_gates.server.access import Access
 from deploy_gates.server.connection import Connection
+from deploy_gates.server.dashboard import Dashboard
 from deploy_gates.server.description import openapi
 from deploy_gates.server.metrics import Requests
 from deploy_gates.server.mirror import Mirror
@@ -70,6 +71,7 @@ class Service:
         self.requests = Requests()
         self.description: JsonObject = openapi()
         self._configs: dict[str, tuple[str, bytes]] = {}
+        self.dashboard: Dashboard | None = None
 
     def mirror(self, request: Request) -> Mirror:
         """The mirror of the environment in the path; an answer is raised where there is none."""
@@ -93,6 +95,8 @@ class Service:
         """Follow every environment."""
         for each in self.mirrors.values():
             each.start()
+        if self.dashboard is not None:
+            self.dashboard.start()
         for each in self.mirrors.values():
             each.has_read.wait(FIRST_READ_S)
         if self.notifier is not None:
@@ -102,6 +106,8 @@ class Service:
 
     def close(self) -> None:
         """Let go of everything; streams end."""
+        if self.dashboard is not None:
+            self.dashboard.close()
         if self.caretaker is not None:
             self.caretaker.close()
         if self.notifier is not None:
@@ -145,6 +151,8 @@ def application(
         notifier=notifier,
     )
 
+    service.dashboard = dashboard = Dashboard(service, telling)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.start()
@@ -154,7 +162,7 @@ def application(
             service.close()
 
     app = Starlette(
-        routes=[*api.routes(service), *ofrep.routes(client)],
+        routes=[*api.routes(service), *ofrep.routes(client), *dashboard.routes()],
         lifespan=lifespan,
         middleware=[_for_browsers(origins)] if origins else [],
         exception_handlers={

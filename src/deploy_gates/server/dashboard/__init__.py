@@ -1,0 +1,428 @@
+"""The dashboard: pages that the server renders, with live updates where there is JavaScript."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from importlib import resources
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, quote, urlencode
+
+import jinja2
+from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from deploy_gates import __version__, clock, notify, runner
+from deploy_gates.core import eliminated
+from deploy_gates.core.canonical import short
+from deploy_gates.core.config import ENVIRONMENTS
+from deploy_gates.core.delivery import Fate
+from deploy_gates.core.errors import DeployGatesError, Refused, StoreError
+from deploy_gates.core.promotion import Event
+from deploy_gates.core.release import PRODUCTION, Promotion
+from deploy_gates.report.analysis import FRAGMENT_STYLE
+from deploy_gates.report.record import percent
+from deploy_gates.report.text import visible
+from deploy_gates.server.asking import body, in_thread, refuse
+from deploy_gates.server.dashboard import views
+from deploy_gates.server.dashboard.counting import Counter
+from deploy_gates.server.dashboard.live import Live
+from deploy_gates.server.dashboard.pictures import LACKING, Pictures
+from deploy_gates.server.dashboard.visitors import Visitor, Visitors
+
+if TYPE_CHECKING:
+    from deploy_gates.server import Service
+
+PAGE = 50
+"""Rows of a page."""
+LOG_PAGE = 100
+MESSAGE_MAX_CHARS = 500
+FORM_MAX_BYTES = 16 << 10
+_NAME = re.compile(r"[^\x00-\x1f/\ud800-\udfff]{1,200}")
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Dashboard:
+    """The pages over one service, and the threads behind them."""
+
+    def __init__(self, service: Service, telling: notify.Telling | None = None) -> None:
+        self.service = service
+        self.store = service.store
+        self.telling = telling
+        self.visitors = Visitors()
+        self.live = Live(service.store)
+        self.pictures = Pictures(service.store)
+        self.changes = views.Changes(service.store)
+        self.counter = Counter(service.store, self._arrived)
+        self._templates = _templates()
+        self._static = _static()
+
+    def start(self) -> None:
+        """Begin to count."""
+        self.counter.start()
+
+    def close(self) -> None:
+        """End; open pages are told."""
+        self.live.close()
+        self.counter.close()
+
+    def routes(self) -> list[Route]:
+        """The pages."""
+        get, post = ["GET"], ["POST"]
+        return [
+            Route("/", self._read(self._environments), methods=get),
+            Route("/promotions/{id:int}", self._read(self._promotion), methods=get),
+            Route("/promotions/{id:int}/rollback", self._roll_back, methods=post),
+            Route("/promotions/{id:int}/resume", self._resume, methods=post),
+            Route("/configs/{config}", self._read(self._config), methods=get),
+            Route("/log", self._read(self._log), methods=get),
+            Route("/deliveries", self._read(self._deliveries), methods=get),
+            Route("/deliveries/again", self._again, methods=post),
+            Route("/eliminated", self._read(self._eliminated), methods=get),
+            Route("/sign-in", self._sign_in_page, methods=get),
+            Route("/sign-in", self._sign_in, methods=post),
+            Route("/sign-out", self._sign_out, methods=post),
+            Route("/live", self._live, methods=get),
+            Route("/static/{name}", self._file, methods=get),
+        ]
+
+    # --- Pages ----------------------------------------------------------------------------------
+
+    async def _environments(self, request: Request, visitor: Visitor) -> Response:
+        standings = await in_thread(runner.status, self.store)
+        under_way = await in_thread(self.store.promotions, is_open=True)
+        recent = await in_thread(self.store.promotions, limit=10)
+        return self._page(
+            request,
+            visitor,
+            "environments.html",
+            rows=views.rows(standings),
+            under_way=under_way,
+            recent=[each for each in recent if each.state.is_final],
+            environments=ENVIRONMENTS,
+        )
+
+    async def _promotion(self, request: Request, visitor: Visitor) -> Response:
+        promotion = await self._found(request)
+        config = promotion.release.config
+        standings = await in_thread(runner.status, self.store, config=config)
+        production = next((each for each in standings if each.deployment.environment == PRODUCTION), None)
+        drawn, lacking = "", ""
+        try:
+            drawn = await in_thread(self.pictures.drawn, promotion)
+        except ImportError:
+            lacking = LACKING
+        except DeployGatesError as error:
+            lacking = error.message
+        now = clock.now()
+        is_left = promotion.lease_until is None or promotion.lease_until <= now
+        return self._page(
+            request,
+            visitor,
+            "promotion.html",
+            promotion=promotion,
+            steps=views.steps(promotion, now),
+            gates=await in_thread(views.gates, self.store, promotion),
+            changes=await in_thread(self.changes.between, promotion.baseline, promotion.release.digest),
+            analysis=drawn,
+            lacking=lacking,
+            standings=standings,
+            eliminated=eliminated.eliminated(promotion, await in_thread(self._arrived, promotion)),
+            rollback=views.rollback_of(production, promotion),
+            can_resume=not promotion.state.is_final and is_left and self.service.caretaker is not None,
+            is_left=not promotion.state.is_final and is_left,
+        )
+
+    async def _config(self, request: Request, visitor: Visitor) -> Response:
+        config = _name(request.path_params["config"])
+        standings = await in_thread(runner.status, self.store, config=config)
+        before = _number(request, "before")
+        promotions = await in_thread(self.store.promotions, config, before=before, limit=PAGE)
+        if not standings and not promotions and not before:
+            raise refuse(f"nothing of a config {config!r} was ever promoted", 404, hint="/")
+        return self._page(
+            request,
+            visitor,
+            "config.html",
+            config=config,
+            rows=views.rows(standings),
+            promotions=promotions,
+            older=promotions[-1].id if len(promotions) == PAGE else 0,
+            environments=ENVIRONMENTS,
+        )
+
+    async def _log(self, request: Request, visitor: Visitor) -> Response:
+        config, environment = (request.query_params.get(each, "")[:200] for each in ("config", "environment"))
+        deployments = await in_thread(self.store.deployments, environment, config)
+        moved = [each for each in deployments if each.revision]
+        before = _number(request, "before")
+        events: list[Event] = []
+        for each in moved:
+            first = max(0, each.revision - LOG_PAGE)
+            events += await in_thread(self.store.history, each.config, each.environment, after=first)
+            if before and len(moved) == 1:
+                events = list(
+                    await in_thread(
+                        self.store.history,
+                        each.config,
+                        each.environment,
+                        after=max(0, before - LOG_PAGE - 1),
+                        limit=LOG_PAGE,
+                    )
+                )
+                events = [one for one in events if one.revision < before]
+        events.sort(key=lambda each: (-each.at_ms, each.config, -each.revision))
+        problems = None
+        if request.query_params.get("verify"):
+            problems = [said for each in moved for said in await in_thread(_problems, self.store, each)]
+        shown = events[:LOG_PAGE]
+        older = shown[-1].revision if len(moved) == 1 and shown and shown[-1].revision > 1 else 0
+        return self._page(
+            request,
+            visitor,
+            "log.html",
+            events=shown,
+            config=config,
+            environment=environment,
+            environments=ENVIRONMENTS,
+            configs=sorted({each.config for each in await in_thread(self.store.deployments)}),
+            problems=problems,
+            verified=sum(each.revision for each in moved),
+            deployments=len(moved),
+            older=older,
+            query=urlencode({"config": config, "environment": environment}),
+        )
+
+    async def _deliveries(self, request: Request, visitor: Visitor) -> Response:
+        state = request.query_params.get("state", "")
+        chosen = state if state in set(Fate) else ""
+        found = await in_thread(self.store.deliveries, state=chosen, limit=LOG_PAGE)
+        return self._page(
+            request,
+            visitor,
+            "deliveries.html",
+            deliveries=found,
+            state=chosen,
+            states=list(Fate),
+            is_told=self.telling is not None and bool(self.telling.channels),
+        )
+
+    async def _eliminated(self, request: Request, visitor: Visitor) -> Response:
+        return self._page(request, visitor, "eliminated.html", steps=eliminated.STEPS, total=eliminated.TOTAL)
+
+    # --- Doing ----------------------------------------------------------------------------------
+
+    async def _roll_back(self, request: Request) -> Response:
+        form = await _form(request)
+        visitor = await self.visitors.promoter(request, form.get("csrf", ""))
+        promotion = await self._found(request)
+        try:
+            moved = await in_thread(
+                runner.rollback,
+                self.store,
+                config=promotion.release.config,
+                environment=PRODUCTION,
+                actor=visitor.name,
+                reason=form.get("reason", "").strip()[:1_000] or "rolled back from the dashboard",
+                expected=int(form["revision"]) if form.get("revision", "").isdigit() else None,
+            )
+        except Refused as refused:
+            return _told(promotion, refused.message)
+        here = moved.deployment
+        return _told(promotion, f"production serves {short(here.baseline)} again (r{here.revision})")
+
+    async def _resume(self, request: Request) -> Response:
+        form = await _form(request)
+        await self.visitors.promoter(request, form.get("csrf", ""))
+        promotion = await self._found(request)
+        caretaker = self.service.caretaker
+        if caretaker is None:
+            return _told(promotion, "this server does not carry promotions; run `deploy-gates ship`")
+        try:
+            await in_thread(caretaker.resume, promotion.id)
+        except Refused as refused:
+            return _told(promotion, refused.message)
+        return _told(promotion, f"promotion {promotion.id} goes on")
+
+    async def _again(self, request: Request) -> Response:
+        form = await _form(request)
+        await self.visitors.promoter(request, form.get("csrf", ""))
+        found = await in_thread(notify.again, self.store, form.get("id", ""))
+        if self.service.notifier is not None:
+            self.service.notifier.wake()
+        said = "it is sent again" if found is not None else "there is no such dead letter any more"
+        return RedirectResponse(f"/deliveries?said={quote(said)}", 303)
+
+    # --- Signing in -----------------------------------------------------------------------------
+
+    async def _sign_in_page(self, request: Request) -> Response:
+        to = request.query_params.get("next", "/")
+        return self._page(request, Visitor(), "sign_in.html", to=to, problem="")
+
+    async def _sign_in(self, request: Request) -> Response:
+        form = await _form(request)
+        to = form.get("next", "/")
+        answer = await self.visitors.sign_in(request, form.get("token", "").strip(), to)
+        if answer is not None:
+            return answer
+        problem = "nobody knows this token, or it was revoked"
+        return self._page(request, Visitor(), "sign_in.html", status=401, to=to, problem=problem)
+
+    async def _sign_out(self, request: Request) -> Response:
+        return self.visitors.sign_out(request)
+
+    # --- What pages are made of -----------------------------------------------------------------
+
+    async def _live(self, request: Request) -> Response:
+        await self.visitors.reader(request)
+        return EventSourceResponse(self.live.events(), ping=15, send_timeout=30)
+
+    async def _file(self, request: Request) -> Response:
+        found = self._static.get(request.path_params["name"])
+        if found is None:
+            raise refuse("there is no such file", 404)
+        content, kind, etag = found
+        headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+        if request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=kind, headers=headers)
+
+    async def _found(self, request: Request) -> Promotion:
+        number = request.path_params["id"]
+        found = await in_thread(self.store.promotion, number) if number < 2**62 else None
+        if found is None:
+            raise refuse(f"there is no promotion {number}", 404)
+        return found
+
+    def _arrived(self, promotion: Promotion) -> frozenset[tuple[str, str]]:
+        if self.telling is None or not self.telling.channels:
+            return frozenset()
+        return notify.arrived(self.store, self.telling, promotion)
+
+    def _read(
+        self, page: Callable[[Request, Visitor], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The page for whoever may read; what goes wrong is a page, too."""
+
+        async def read(request: Request) -> Response:
+            visitor = await self.visitors.reader(request)
+            try:
+                return await page(request, visitor)
+            except StoreError as error:
+                return self._problem(request, visitor, error.message, error.hint, 503)
+            except HTTPException as error:
+                if error.status_code < 400:
+                    raise
+                message, _, hint = str(error.detail).partition("\0")
+                return self._problem(request, visitor, message, hint, error.status_code)
+
+        return read
+
+    def _problem(self, request: Request, visitor: Visitor, message: str, hint: str, status: int) -> Response:
+        return self._page(request, visitor, "problem.html", status=status, message=message, hint=hint)
+
+    def _page(
+        self, request: Request, visitor: Visitor, template: str, status: int = 200, **values: object
+    ) -> Response:
+        now = clock.now()
+        rendered = self._templates.get_template(template).render(
+            values
+            | {
+                "visitor": visitor,
+                "path": request.url.path,
+                "said": request.query_params.get("said", "")[:MESSAGE_MAX_CHARS],
+                "now": now,
+                "ago": lambda when: views.ago(when, now),
+                "counter": self.counter,
+                "has_tokens": not visitor.name,
+            }
+        )
+        return Response(rendered, status_code=status, media_type="text/html", headers=_HEADERS)
+
+
+def _templates() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("deploy_gates.server.dashboard"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "short": short,
+        "percent": percent,
+        "visible": visible,
+        "state": views.state,
+        "verdict": views.verdict,
+        "move": views.kind_of,
+        "clients": views.clients,
+        "exact": _exact,
+        "iso": datetime.isoformat,
+        "path": lambda text: quote(text, safe=""),
+    }
+    made.globals["version"] = __version__
+    return made
+
+
+def _exact(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _static() -> dict[str, tuple[bytes, str, str]]:
+    """Every file with its kind and its ETag."""
+    folder = resources.files("deploy_gates.server.dashboard").joinpath("static")
+    style = folder.joinpath("style.css").read_bytes() + FRAGMENT_STYLE.encode()
+    files = {
+        "style.css": (style, "text/css"),
+        "live.js": (folder.joinpath("live.js").read_bytes(), "text/javascript"),
+        "icon.svg": (folder.joinpath("icon.svg").read_bytes(), "image/svg+xml"),
+    }
+    return {
+        name: (content, kind, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+        for name, (content, kind) in files.items()
+    }
+
+
+def _problems(store: object, deployment: object) -> list[str]:
+    return list(runner.problems(store, deployment))  # type: ignore[arg-type]  # in a thread
+
+
+def _told(promotion: Promotion, said: str) -> Response:
+    return RedirectResponse(f"/promotions/{promotion.id}?said={quote(said)}", 303)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a form. An answer is raised for anything else."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise refuse("this is no form", 415)
+    content = await body(request, FORM_MAX_BYTES)
+    try:
+        fields = parse_qs(content.decode(), keep_blank_values=True, max_num_fields=20)
+    except ValueError as error:
+        raise refuse("this is no form") from error
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise refuse("a config is no name of 1 to 200 characters", 404)
+    return text
+
+
+def _number(request: Request, name: str) -> int:
+    text = request.query_params.get(name, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
