@@ -30,7 +30,8 @@ class Processes:
         self._folder = folder
         own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         own.pop("CI", None)
-        self._environ = {**own, **variables}
+        direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")  # everything is on this machine
+        self._environ = {**own, **direct, **variables}
         self._running: list[subprocess.Popen[str]] = []
 
     def start(
