@@ -10,7 +10,6 @@ from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlencode
 
-import jinja2
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -36,6 +35,8 @@ from deploy_gates.server.dashboard.pictures import LACKING, Pictures
 from deploy_gates.server.dashboard.visitors import Visitor, Visitors
 
 if TYPE_CHECKING:
+    import jinja2
+
     from deploy_gates.server import Service
 
 PAGE = 50
@@ -354,6 +355,8 @@ class Dashboard:
 
 
 def _templates() -> jinja2.Environment:
+    import jinja2
+
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("deploy_gates.server.dashboard"),
         autoescape=True,
@@ -370,6 +373,7 @@ def _templates() -> jinja2.Environment:
         "move": views.kind_of,
         "clients": views.clients,
         "exact": _exact,
+        "prose": _prose,
         "iso": datetime.isoformat,
         "path": lambda text: quote(text, safe=""),
     }
@@ -379,6 +383,16 @@ def _templates() -> jinja2.Environment:
 
 def _exact(when: datetime) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _prose(text: str) -> str:
+    """Text whose words in backticks are code."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(visible(each)) for each in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(each) if at % 2 else each for at, each in enumerate(parts)
+    )
 
 
 def _static() -> dict[str, tuple[bytes, str, str]]:
