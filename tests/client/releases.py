@@ -55,18 +55,25 @@ class Team:
     served: dict[int, int] = field(default_factory=dict)
     """Which version a revision of `triage` has as its baseline."""
 
-    def release(self, version: int, config: str = "triage", *, weight_bp: int | None = None) -> int:
-        """Promote a version, or serve it to a share; returns the revision."""
+    def release(
+        self, version: int, config: str = "triage", *, weight_bp: int | None = None, lasts_s: float = 0.0
+    ) -> int:
+        """Promote a version, or serve it to a share, for so long; returns the revision."""
         spelling = canonical.spelled(
             document(version) | ({} if config == "triage" else {"consumers": [config]})
         )
-        revision = self.release_spelled(spelling, config, weight_bp=weight_bp)
+        revision = self.release_spelled(spelling, config, weight_bp=weight_bp, lasts_s=lasts_s)
         if config == "triage" and weight_bp is None:
             self.served[revision] = version
         return revision
 
     def release_spelled(
-        self, spelling: bytes, config: str = "triage", *, weight_bp: int | None = None
+        self,
+        spelling: bytes,
+        config: str = "triage",
+        *,
+        weight_bp: int | None = None,
+        lasts_s: float = 0.0,
     ) -> int:
         digest = runner.keep(self.store, config, spelling, PRICE)
         self.store.put_evidence(
@@ -90,6 +97,7 @@ class Team:
             actor="ada",
             reason="a test",
             weight_bp=weight_bp,
+            lasts_s=lasts_s,
         )
         return moved.deployment.revision
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -34,8 +35,8 @@ DEFAULT_CACHE = Path("~/.cache")
 
 log = logging.getLogger("deploy_gates")
 
-_Entry: TypeAlias = "tuple[Offer, Offer | None, HASH | None, bytes]"
-"""Both arms, the hash of the salt, and the hash below which a key gets the candidate."""
+_Entry: TypeAlias = "tuple[Offer, Offer | None, HASH | None, bytes, float]"
+"""Both arms, the hash of the salt, the hash below which a key gets the candidate, and until when it does."""
 
 
 class ConfigClient:
@@ -87,13 +88,16 @@ class ConfigClient:
     def get(self, name: str, key: str | None = None) -> Config:
         """The config of that name for `key`, which keeps its arm for as long as a canary lasts.
 
-        Without a key it is the baseline. From memory: it never waits. `ConfigUnavailable` if there is none.
+        Without a key it is the baseline, and so it is for everybody once a canary has passed its deadline,
+        whoever is away then. From memory: it never waits. `ConfigUnavailable` if there is none.
         """
         try:
-            baseline, candidate, salted, limit = self._entries[name]
+            baseline, candidate, salted, limit, deadline = self._entries[name]
         except KeyError:
             raise self._unavailable(name) from None
         if salted is None or candidate is None or key is None:
+            return Config(baseline, key)
+        if deadline <= time.monotonic():  # whoever should have decided the canary may be dead
             return Config(baseline, key)
         drawn = salted.copy()
         try:
@@ -109,7 +113,7 @@ class ConfigClient:
     def arms(self, name: str) -> tuple[Served, Served | None]:
         """Baseline and candidate. `ConfigUnavailable` if there is neither."""
         row = self._row(name)
-        return row.baseline, row.candidate
+        return row.baseline, row.candidate if time.monotonic() < row.deadline else None
 
     def revision(self, name: str) -> int:
         """The revision that is served. `ConfigUnavailable` if there is none."""
@@ -194,11 +198,11 @@ class ConfigClient:
             return before
         baseline = self._offer(row.baseline)
         if row.candidate is None:
-            return baseline, None, None, b""
+            return baseline, None, None, b"", row.deadline
         # The bucket is below the weight where the 64 bits drawn are below this; compared as bytes.
         limit = -(-(row.deployment.weight_bp << 64) // WHOLE_BP)
         salted = sha256(f"{row.deployment.salt}:".encode())
-        return baseline, self._offer(row.candidate), salted, limit.to_bytes(8, "big")
+        return baseline, self._offer(row.candidate), salted, limit.to_bytes(8, "big"), row.deadline
 
     def _offer(self, served: Served) -> Offer:
         return Offer(served=served, freshness=self._freshness, outcomes=self._outcomes)

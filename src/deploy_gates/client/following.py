@@ -1,6 +1,7 @@
 """Follows the store in the background: one thread reads, another one does what may take its time.
 
-Nothing here ever raises into the service, and nothing asks what time it is but the monotonic clock.
+Nothing here ever raises into the service, and nothing goes by what time it is: that only says how long a
+canary that was not seen before has left.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
+from deploy_gates import clock
 from deploy_gates.client.config import Freshness
 from deploy_gates.client.feeds import Feed
 from deploy_gates.client.forking import Turnstile
 from deploy_gates.client.last_good import LastGood
-from deploy_gates.client.snapshot import EMPTY, Snapshot, accepted, changes, inherited
+from deploy_gates.client.snapshot import (
+    EMPTY,
+    Snapshot,
+    accepted,
+    changes,
+    expired,
+    inherited,
+    next_deadline,
+)
 from deploy_gates.core.errors import DeployGatesError, WorkspaceError
 from deploy_gates.core.promotion import Acknowledgement, Serving
 from deploy_gates.core.tally import Tally
@@ -129,7 +140,7 @@ class Following:
         except WorkspaceError as error:
             log.warning("%s", error.message)
             return
-        changed = self._accept(found, is_confirmed=False) if found else frozenset()
+        changed = self._accept(*found, is_confirmed=False) if found else frozenset()
         if changed:
             log.warning("the last good config is served, of %s", last_good.path)
             self._note(changed)
@@ -202,13 +213,26 @@ class Following:
             log.warning("the store is away, and what was served last is served on: %s", reason)
             self._tell(frozenset())
 
-    def _accept(self, serving: Serving, *, is_confirmed: bool) -> frozenset[str]:
+    def _accept(
+        self,
+        serving: Serving,
+        deadlines: Mapping[str, float] = MappingProxyType({}),
+        *,
+        is_confirmed: bool,
+    ) -> frozenset[str]:
         """Serve that; the names of the configs that changed."""
         with self._lock:
             if not is_confirmed and self.has_read.is_set():
                 return frozenset()
             before = self.snapshot
-            after = accepted(serving, before, now=time.monotonic(), is_confirmed=is_confirmed)
+            after = accepted(
+                serving,
+                before,
+                now=time.monotonic(),
+                today=clock.now(),
+                deadlines=deadlines,
+                is_confirmed=is_confirmed,
+            )
             changed = changes(before, after)
             if is_confirmed:
                 self._freshness.confirmed_at, self._freshness.fault = time.monotonic(), ""
@@ -230,17 +254,36 @@ class Following:
         """Have the errands done, and those told who want to know."""
         if changed:
             self._unacknowledged = True
-        if self._unacknowledged or self._unsaved:
+        if changed or self._unacknowledged or self._unsaved:
             self._errand.set()
         if changed:
             self._tell(changed)
+
+    def _end_canaries(self) -> None:
+        """Let go of the candidates whose time is over. Nobody has got them since; this tells of it."""
+        with self._lock:
+            before = self.snapshot
+            after = expired(before, time.monotonic())
+            if after is before:
+                return
+            self.snapshot = after
+            self._publish(after)
+        changed = changes(before, after)
+        for name in sorted(changed):
+            revision = after.rows[name].deployment.revision
+            log.warning(
+                "the canary of %s (r%d) has passed its deadline: everybody gets the baseline", name, revision
+            )
+        self._unsaved = True
+        self._tell(changed)
 
     # --- Errands --------------------------------------------------------------------------------
 
     def _run_errands(self) -> None:
         acknowledge_at = heartbeat_at = save_at = time.monotonic() + self._quiet_s
         while not self._stop.is_set():
-            due = [heartbeat_at]
+            self._end_canaries()
+            due = [heartbeat_at, next_deadline(self.snapshot)]
             due += [acknowledge_at] if self._unacknowledged else []
             due += [save_at] if self._unsaved else []
             wait_s = min(due) - time.monotonic()

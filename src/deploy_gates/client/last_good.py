@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ FORMAT = 1
 FILE_MAX_BYTES = 64 << 20
 PRIVATE = 0o600
 """Prompts are nobody else's business."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def default_path(url: str, environment: str) -> Path | None:
@@ -47,6 +51,7 @@ class LastGood:
             "deployments": [row.deployment.to_json() for _, row in sorted(snapshot.rows.items())],
             "configs": {},
             "prices": {},
+            "canaries": _left(snapshot),
         }
         configs, prices = object_(body["configs"]), object_(body["prices"])
         for row in snapshot.rows.values():
@@ -58,8 +63,11 @@ class LastGood:
         content = json.dumps({"digest": canonical.digest(body), "body": body}, ensure_ascii=False)
         files.replace(self.path, content.encode(), mode=PRIVATE)
 
-    def load(self) -> Serving | None:
-        """What was saved; `None` if nothing was. `WorkspaceError` for a file that is damaged or another's."""
+    def load(self) -> tuple[Serving, Mapping[str, float]] | None:
+        """What was saved, and when the canaries in it end by themselves, on the monotonic clock, by config.
+
+        `None` if nothing was saved. `WorkspaceError` for a file that is damaged or another's.
+        """
         try:
             with self.path.open("rb") as file:
                 content = file.read(FILE_MAX_BYTES + 1)
@@ -74,20 +82,61 @@ class LastGood:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise WorkspaceError(f"{self.path} is damaged and is not used: {error}") from error
 
-    def _read(self, value: Json) -> Serving:
+    def _read(self, value: Json) -> tuple[Serving, Mapping[str, float]]:
         document = object_(value)
         body = object_(document["body"])
         if document["digest"] != canonical.digest(body):
             raise ValueError("its content is not what its digest says")
         if (body["format"], body["origin"]) != (FORMAT, _origin(self.url, self.environment)):
             raise ValueError("it is the last good config of another store or environment")
-        return Serving(
+        serving = Serving(
             environment=self.environment,
             deployments=tuple(Deployment.from_json(each) for each in list_(body["deployments"])),
             configs={digest: str(each).encode() for digest, each in object_(body["configs"]).items()},
             prices={digest: Price.from_json(each) for digest, each in object_(body["prices"]).items()},
         )
+        return serving, _deadlines(object_(body.get("canaries", {})))
 
 
 def _origin(url: str, environment: str) -> str:
     return hashlib.sha256(f"{url}\n{environment}".encode()).hexdigest()[:32]
+
+
+def _left(snapshot: Snapshot) -> JsonObject:
+    """When canaries end by themselves, in terms that a wall clock set back meanwhile does not change.
+
+    Until the machine is started anew the monotonic clock is the same for all processes. After that, what was
+    left when the file was written is the most.
+    """
+    now, boot = time.monotonic(), _boot()
+    return {
+        name: {
+            "boot": boot,
+            "deadline_ms": round(row.deadline * 1000),
+            "left_ms": max(0, round((row.deadline - now) * 1000)),
+        }
+        for name, row in sorted(snapshot.rows.items())
+        if row.deployment.candidate and math.isfinite(row.deadline)
+    }
+
+
+def _deadlines(canaries: JsonObject) -> dict[str, float]:
+    now, boot = time.monotonic(), _boot()
+    found: dict[str, float] = {}
+    for name, value in canaries.items():
+        each = object_(value)
+        deadline_ms, left_ms = each["deadline_ms"], each["left_ms"]
+        if not isinstance(deadline_ms, int) or not isinstance(left_ms, int):
+            raise ValueError(f"the deadline of {name} is no number")
+        found[name] = now + left_ms / 1000
+        if boot and each["boot"] == boot:
+            found[name] = min(found[name], deadline_ms / 1000)
+    return found
+
+
+def _boot() -> str:
+    """Which start of this machine it is; empty where the machine does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
+from types import MappingProxyType
 
 from deploy_gates.client.served import Served
 from deploy_gates.core import canonical, parsing
@@ -33,8 +36,11 @@ class Row:
     deployment: Deployment
     baseline: Served
     candidate: Served | None
+    """`None` as well once the canary has ended by itself."""
     since: float
     """Since when, on the monotonic clock."""
+    deadline: float = math.inf
+    """When the canary ends by itself, on the monotonic clock, which nobody sets."""
     is_confirmed: bool = True
     """The store itself said so; otherwise it was found on disk."""
     is_reload: bool = False
@@ -67,10 +73,19 @@ class Snapshot:
 EMPTY = Snapshot(rows={}, documents={}, declined={})
 
 
-def accepted(serving: Serving, before: Snapshot, *, now: float, is_confirmed: bool = True) -> Snapshot:
+def accepted(
+    serving: Serving,
+    before: Snapshot,
+    *,
+    now: float,
+    today: datetime,
+    deadlines: Mapping[str, float] = MappingProxyType({}),
+    is_confirmed: bool = True,
+) -> Snapshot:
     """What to serve after the store said so. What cannot be served leaves what was served in its place.
 
-    `now` is on the monotonic clock; `is_confirmed` is false for what was found on disk.
+    `now` is on the monotonic clock, and so are the `deadlines` of canaries that are known already, by config;
+    `today` is on the wall. `is_confirmed` is false for what was found on disk.
     """
     documents = dict(before.documents)
     rows: dict[str, Row] = {}
@@ -84,7 +99,12 @@ def accepted(serving: Serving, before: Snapshot, *, now: float, is_confirmed: bo
             continue
         try:
             row = _row(deployment, serving, documents, now)
-            rows[name] = replace(row, is_confirmed=is_confirmed, is_reload=not before.is_first)
+            deadline = min(now + left_s(deployment, today), deadlines.get(name, math.inf))
+            if old is not None and _is_same_canary(old.deployment, deployment):
+                deadline = min(deadline, old.deadline)
+            rows[name] = replace(
+                row, deadline=deadline, is_confirmed=is_confirmed, is_reload=not before.is_first
+            )
         except ValueError as error:
             declined[name] = Declined(revision=deployment.revision, reason=str(error)[:500])
             if old is not None:
@@ -99,6 +119,28 @@ def accepted(serving: Serving, before: Snapshot, *, now: float, is_confirmed: bo
     )
 
 
+def left_s(deployment: Deployment, today: datetime) -> float:
+    """How many seconds a canary that is seen for the first time has left; infinite for what never ends.
+
+    No more than it was given: a wall clock that was set back does not make it longer.
+    """
+    if not deployment.candidate or deployment.expires_at is None:
+        return math.inf
+    begun = today if deployment.changed_at is None else max(today, deployment.changed_at)
+    return max(0.0, (deployment.expires_at - begun).total_seconds())
+
+
+def expired(snapshot: Snapshot, now: float) -> Snapshot:
+    """The same without the canaries that have ended by themselves; `snapshot` itself where none has."""
+    over = {name: _ended(row) for name, row in snapshot.rows.items() if row.candidate and row.deadline <= now}
+    return replace(snapshot, rows={**snapshot.rows, **over}) if over else snapshot
+
+
+def next_deadline(snapshot: Snapshot) -> float:
+    """When the next canary ends by itself, on the monotonic clock."""
+    return min((row.deadline for row in snapshot.rows.values() if row.candidate), default=math.inf)
+
+
 def changes(before: Snapshot, after: Snapshot) -> frozenset[str]:
     """The names of configs of which something else is served now."""
     names = before.rows.keys() | after.rows.keys()
@@ -108,6 +150,7 @@ def changes(before: Snapshot, after: Snapshot) -> frozenset[str]:
         if name not in before.rows
         or name not in after.rows
         or not _is_same(before.rows[name].deployment, after.rows[name].deployment)
+        or (before.rows[name].candidate is None) != (after.rows[name].candidate is None)
     )
 
 
@@ -115,6 +158,16 @@ def inherited(snapshot: Snapshot) -> Snapshot:
     """The same for a child after a fork, which has served it from its start."""
     rows = {name: replace(row, is_reload=False) for name, row in snapshot.rows.items()}
     return replace(snapshot, rows=rows)
+
+
+def _ended(row: Row) -> Row:
+    """Nobody gets the candidate any more, and whose users it had is no longer counted."""
+    return replace(row, baseline=replace(row.baseline, canary=""), candidate=None)
+
+
+def _is_same_canary(one: Deployment, other: Deployment) -> bool:
+    """Whether one goes on with the other, until the same time."""
+    return (one.candidate, one.salt, one.expires_at) == (other.candidate, other.salt, other.expires_at)
 
 
 def _is_same(one: Deployment, other: Deployment) -> bool:

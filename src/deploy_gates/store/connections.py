@@ -94,6 +94,7 @@ class Connections:
         self._drop_idle()
 
     def _begin(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
         self._idle: list[Connection] = []
@@ -171,6 +172,8 @@ class Connections:
             each.close()
 
     def _after_fork(self) -> None:
+        if self._process == os.getpid():
+            return  # made after the fork, by a thread that another one's hook has started already
         _abandoned.extend(self._idle)
         _abandoned.extend(self._lent)
         self._begin()

@@ -108,6 +108,7 @@ class SqliteStore:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._writes = 0
+        self._process = os.getpid()
 
     # --- The schema -----------------------------------------------------------------------------
 
@@ -731,6 +732,9 @@ class SqliteStore:
 
     def _after_fork(self) -> None:
         """In a child: what the parent opened is the parent's, and closing it here would drop its locks."""
+        if self._process == os.getpid():
+            return  # made after the fork, by a thread that another one's hook has started already
+        self._process = os.getpid()
         _abandoned.append(self._connection)
         self._lock = threading.RLock()
         self._connection = None
