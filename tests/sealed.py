@@ -9,6 +9,7 @@ from deploy_gates import clock, envelope, settings, workspace
 from deploy_gates.core.canonical import short
 from deploy_gates.core.evidence import Answers, Evidence, Provenance
 from deploy_gates.core.gate import GateName, GateResult, Verdict
+from deploy_gates.envelope import PrivateKey
 from deploy_gates.testing import POLICY
 from project import Project
 
@@ -49,7 +50,7 @@ def failing(evidence: Evidence, verdict: Verdict = Verdict.FAIL) -> Evidence:
     return replace(evidence, gates=gates, provenance=replace(evidence.provenance, finished_at=later))
 
 
-def seal(project: Project, verdict: Verdict = Verdict.PASS) -> str:
+def seal(project: Project, verdict: Verdict = Verdict.PASS, key: PrivateKey | None = None) -> str:
     """Put evidence for the config as it is where the gates put it; the digest."""
     snapshot = workspace.read_snapshot(project.root, "golden/triage/config.yaml")
     config = snapshot.config
@@ -60,5 +61,7 @@ def seal(project: Project, verdict: Verdict = Verdict.PASS) -> str:
     )
     if verdict is not Verdict.PASS:
         evidence = failing(evidence, verdict)
-    envelope.write(project.root / ".deploy-gates/evidence" / f"triage-{short(config.digest)}.json", evidence)
+    envelope.write(
+        project.root / ".deploy-gates/evidence" / f"triage-{short(config.digest)}.json", evidence, key
+    )
     return config.digest

@@ -166,3 +166,16 @@ def test_what_somebody_wrote_cannot_take_over_the_terminal() -> None:
     evil = replace(shipments.RELEASE, reason="\x1b[2J\x07boo", actor="e\x1b]0;x\x07ve")
 
     assert "\x1b" not in block(shipments.promotion(shipments.UNDER_WAY, release=evil))
+
+
+def test_status_tells_what_is_on_its_way_and_why_it_waits() -> None:
+    said = shipping.under_way(
+        [shipments.held(), shipments.promotion(shipments.UNDER_WAY)], Terminal(), now=NOW
+    )
+
+    assert said == [
+        "  promotion 118  ticket-triage 8a41d07  held  production approval, 4 min 15 s",
+        "    production wants 1 person other than ada to approve, and has 0",
+        "  promotion 118  ticket-triage 8a41d07  running  production analysis, 4 min 15 s",
+        "",
+    ]

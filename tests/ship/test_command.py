@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from users import Users
 
+from deploy_gates import envelope
 from deploy_gates.core.canonical import short
 from deploy_gates.core.gate import Verdict
 from deploy_gates.store import open_store
@@ -303,3 +304,23 @@ def test_a_runner_that_is_killed_is_followed_by_the_server(
     finally:
         server.terminate()
         server.communicate(timeout=20)
+
+
+def test_where_keys_are_named_only_what_they_have_signed_counts(project: Project, run: Command) -> None:
+    mine, theirs = envelope.generate(), envelope.generate()
+    project.write("gates.pub.pem", mine.public_pem)
+    project.write(
+        "pyproject.toml",
+        (project.root / "pyproject.toml").read_text()
+        + '\n[tool.deploy_gates.evidence]\npublic_keys = ["gates.pub.pem"]\n',
+    )
+    seal(project)
+    unsigned = run("ship")
+    seal(project, key=envelope.private_key(theirs.private_pem.encode(), "theirs"))
+    stranger = run("ship")
+    seal(project, key=envelope.private_key(mine.private_pem.encode(), "mine"))
+    signed = run("ship")
+
+    assert [each.returncode for each in (unsigned, stranger, signed)] == [1, 1, 0], signed.stdout
+    assert "nobody has signed" in unsigned.stdout or "not signed" in unsigned.stdout
+    assert "signed by" in signed.stdout

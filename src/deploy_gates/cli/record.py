@@ -264,14 +264,19 @@ def _show(store: Store, moved: Moved, as_json: bool) -> int:
 
 def _status(asked: argparse.Namespace) -> int:
     from deploy_gates import clock, runner
-    from deploy_gates.report import record
+    from deploy_gates.report import record, shipping
 
     with opened(asked) as store:
         standings = runner.status(store, environment=asked.env, config=asked.config)
+        promotions = store.promotions(asked.config, is_open=True)
     if asked.json:
         print_json([_standing(each) for each in standings])
         return DONE
-    for line in record.status(standings, terminal(), now=clock.now()):
+    screen, now = terminal(), clock.now()
+    for line in (
+        *record.status(standings, screen, now=now),
+        *shipping.under_way(promotions, screen, now=now),
+    ):
         print(line)
     return DONE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from deploy_gates.core.canary import Decision
@@ -60,6 +60,22 @@ def block(
     elif note:
         lines += ["", *("    " + terminal.ink(each, _DIM) for each in _folded(note, terminal, 4))]
     return [*lines, ""]
+
+
+def under_way(promotions: Sequence[Promotion], terminal: Terminal, *, now: datetime) -> list[str]:
+    """Promotions that have not ended, a line or two each, below what runs where."""
+    lines = []
+    for each in promotions:
+        word, color = ("held", _YELLOW) if each.held else (each.state.value, _DIM)
+        last = each.journal[-1] if each.journal else None
+        where = f"{last.environment} {last.act.value}".strip() if last is not None else "nothing begun"
+        said = f"promotion {each.id}  {each.release.config} {short(each.release.digest)}"
+        age = quantities.span(max((now - each.proposed_at).total_seconds(), 0.0))
+        lines.append(
+            f"  {terminal.said(said)}  {terminal.ink(word, color)}  {terminal.said(f'{where}, {age}')}"
+        )
+        lines += ["    " + terminal.ink(part, _DIM) for part in _folded(each.held, terminal, 4) if each.held]
+    return [*lines, ""] if lines else []
 
 
 def line(promotion: Promotion, entry: Entry, terminal: Terminal) -> str:

@@ -184,7 +184,7 @@ class Checkout:
                 self.admit(store, release.config, release.digest)
         except (EnvelopeError, Refused) as error:
             return Came(status=Status.FAILED, data={"said": error.message, "hint": error.hint})
-        return admission(store, promotion)
+        return admission(store, promotion, self.keys)
 
     def smoked(self, store: Store, promotion: Promotion, environment: str) -> Came:
         """What the smoke cases find in an environment: asked live where its key is set, else replayed."""
@@ -236,8 +236,11 @@ class Checkout:
         return config is not None and config.digest == promotion.release.digest
 
 
-def admission(store: Store, promotion: Promotion) -> Came:
-    """Whether the store keeps evidence that opens every environment on the way."""
+def admission(store: Store, promotion: Promotion, keys: Sequence[PublicKey] = ()) -> Came:
+    """Whether the store keeps evidence that opens every environment on the way.
+
+    With `keys`, only what one of them has signed counts: whoever may write to the store may not say so.
+    """
     release, now = promotion.release, clock.now()
     records = store.evidence(release.config, release.digest)
     under = [each for each in records if each.policy == promotion.policy]
@@ -253,6 +256,11 @@ def admission(store: Store, promotion: Promotion) -> Came:
             data={"said": f"the gates block {short(release.digest)}: {_blocking(last)}", "evidence": last.id},
         )
     passing = [each for each in under if each.verdict == Verdict.PASS and not each.revoked_by]
+    trusted = [each for each in passing if not keys or _is_signed(each, keys)]
+    if passing and not trusted:
+        said = f"the evidence for {short(release.digest)} is not signed by a key that is trusted here"
+        return Came(status=Status.FAILED, data={"said": said, "hint": "`public_keys` name whom to trust"})
+    passing = trusted
     for environment in promotion.environments:
         until = [each.admitted_until.get(environment) for each in passing]
         if not any(each is not None and each > now for each in until):
@@ -283,6 +291,14 @@ def age(span: timedelta) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {word}"
     return f"{seconds} s"
+
+
+def _is_signed(record: Record, keys: Sequence[PublicKey]) -> bool:
+    try:
+        envelope.verify(record.envelope, keys, require_signature=True, digest=record.digest)
+    except EnvelopeError:
+        return False
+    return True
 
 
 def _blocking(record: Record) -> str:
