@@ -18,6 +18,7 @@ from deploy_gates.core.policy import Policy
 from deploy_gates.core.promotion import (
     Deployment,
     Event,
+    Instance,
     Kind,
     Move,
     Moved,
@@ -212,14 +213,11 @@ def problems(store: Store, deployment: Deployment) -> Iterator[str]:
 
 def status(store: Store, *, environment: str = "", config: str = "") -> tuple[Standing, ...]:
     """What runs where, and which clients have it."""
-    instances = store.instances(environment, config)
+    found: dict[tuple[str, str], list[Instance]] = {}
+    for each in store.instances(environment, config):
+        found.setdefault((each.config, each.environment), []).append(each)
     return tuple(
-        Standing(
-            deployment=each,
-            instances=tuple(
-                one for one in instances if (one.config, one.environment) == (each.config, each.environment)
-            ),
-        )
+        Standing(deployment=each, instances=tuple(found.get((each.config, each.environment), ())))
         for each in store.deployments(environment, config)
         if each.revision
     )
