@@ -128,9 +128,9 @@ def release_of_nothing(release: Release) -> Refused:
     )
 
 
-def superseded_by(release: Release) -> str:
+def superseded_by(id: int, release: Release) -> str:
     """How a promotion ends whose turn never came."""
-    return f"{short(release.digest)} by {release.actor} came later"
+    return f"superseded by promotion {id}: {short(release.digest)} by {release.actor} came later"
 
 
 def not_taken(id: int, found: Promotion | None, now: datetime) -> Refused:

@@ -267,6 +267,7 @@ def _schemas() -> JsonObject:
         "candidate": _TEXT,
         "weight_bp": {"type": "integer", "minimum": 0, "maximum": 9_999},
         "salt": _TEXT,
+        "expires_at": {"anyOf": [_TIME, {"type": "null"}]},
         "policy": _TEXT,
         "evidence": _TEXT,
         "actor": _TEXT,
@@ -274,7 +275,8 @@ def _schemas() -> JsonObject:
         "changed_at": {"anyOf": [_TIME, {"type": "null"}]},
     }
     texts = dict.fromkeys(("kind", "actor", "reason", "key", "previous", "hash"), _TEXT)
-    event: JsonObject = {name: each for name, each in deployment.items() if name != "changed_at"}
+    times = ("changed_at", "expires_at")
+    event: JsonObject = {name: each for name, each in deployment.items() if name not in times}
     instance: JsonObject = {
         "id": _TEXT,
         "name": _TEXT,
@@ -316,7 +318,7 @@ def _schemas() -> JsonObject:
     return {
         "Error": _object({"error": _TEXT, "hint": _TEXT, "refusal": _TEXT}, required=["error", "hint"]),
         "Deployment": _object(deployment),
-        "Event": _object({**event, **texts, "fence": _COUNT, "at": _TIME}),
+        "Event": _object({**event, **texts, "fence": _COUNT, "at": _TIME, "expires_at_ms": _COUNT}),
         "Instance": _object(instance),
         "Standing": _object(standing),
         "Environment": _object(environment),

@@ -372,8 +372,13 @@ class PostgresStore:
                 raise refusals.release_of_nothing(release)
             under_way = _first(connection, _UNDER_WAY, values)
             if under_way is None:
-                connection.execute(_SUPERSEDE, values | {"conclusion": refusals.superseded_by(release)})
-                under_way = _first(connection, _PROPOSE, values)
+                numbered = _first(connection, _NEXT_PROMOTION, {})
+                assert numbered is not None, "there is always a next number"
+                number = numbered["id"]
+                connection.execute(
+                    _SUPERSEDE, values | {"conclusion": refusals.superseded_by(number, release)}
+                )
+                under_way = _first(connection, _PROPOSE, values | {"id": number})
                 assert under_way is not None, "a row that was put in comes back"
             return _promotion(connection, under_way)
 
@@ -437,11 +442,12 @@ class PostgresStore:
             "environment": environment,
             "status": status.value,
             "data": json.dumps(data),
+            "known": len(promotion.journal),
         }
 
         def add(connection: Connection) -> Promotion:
             if connection.execute(_WRITE, values).rowcount == 0:
-                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+                return _as_it_stands(connection, promotion, State.RUNNING)
             row = _first(connection, _WRITTEN, values)
             assert row is not None, "the promotion of a line that was written is there"
             return _promotion(connection, row)
@@ -461,7 +467,7 @@ class PostgresStore:
             connection.execute(_TAKE_TURNS, values)
             row = _first(connection, _CONCLUDE, values)
             if row is None:
-                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+                return _as_it_stands(connection, promotion, state, conclusion)
             connection.execute(_NEXT_RUNS, values)
             return _promotion(connection, row)
 
@@ -769,6 +775,8 @@ SELECT * FROM promotion
 WHERE config = %(config)s AND digest = %(digest)s AND state IN ('queued', 'running')
 """
 
+_NEXT_PROMOTION = "SELECT nextval(pg_get_serial_sequence('promotion', 'id')) AS id"
+
 # What is queued, and what runs with nobody behind it and nothing of it in front of users.
 _SUPERSEDE = """
 UPDATE promotion
@@ -785,8 +793,10 @@ WHERE config = %(config)s
 
 _PROPOSE = """
 INSERT INTO promotion
-    (config, digest, actor, reason, commit_id, until, baseline, policy, terms, state, proposed_at_ms, version)
-SELECT %(config)s, %(digest)s, %(actor)s, %(reason)s, %(commit_id)s, %(until)s,
+    (id, config, digest, actor, reason, commit_id, until, baseline, policy, terms, state, proposed_at_ms,
+     version)
+OVERRIDING SYSTEM VALUE
+SELECT %(id)s, %(config)s, %(digest)s, %(actor)s, %(reason)s, %(commit_id)s, %(until)s,
     coalesce((SELECT baseline FROM deployment WHERE config = %(config)s AND environment = %(until)s), ''),
     %(policy)s, %(terms)s,
     CASE WHEN runs THEN 'queued' ELSE 'running' END,
@@ -820,7 +830,10 @@ SELECT p.id, coalesce(last.number, 0) + 1, %(act)s, %(environment)s, %(status)s,
 FROM promotion AS p
 LEFT JOIN journal AS last
     ON last.promotion = p.id AND last.number = (SELECT max(number) FROM journal WHERE promotion = p.id)
-WHERE p.id = %(id)s AND p.fence = %(fence)s AND p.state = 'running'
+WHERE p.id = %(id)s AND p.fence = %(fence)s AND p.fence > 0 AND p.state = 'running'
+    AND NOT ( -- written before, by a call whose answer was lost
+        coalesce(last.number, 0) > %(known)s AND last.fence = p.fence AND last.act = %(act)s
+        AND last.environment = %(environment)s AND last.status = %(status)s AND last.data = %(data)s)
 """
 
 _WRITTEN = """
@@ -836,7 +849,7 @@ SET state = %(state)s,
     concluded_at_ms = greatest(now_ms(), proposed_at_ms),
     lease_until_ms = 0,
     version = 2 * (SELECT count(*) FROM journal WHERE promotion = %(id)s) + 2
-WHERE id = %(id)s AND fence = %(fence)s AND state = 'running'
+WHERE id = %(id)s AND fence = %(fence)s AND fence > 0 AND state = 'running'
 RETURNING *
 """
 
@@ -952,6 +965,17 @@ def _promotion(connection: Connection, row: _Row) -> Promotion:
 def _promotion_or_none(connection: Connection, id: int) -> Promotion | None:
     row = _first(connection, "SELECT * FROM promotion WHERE id = %(id)s", {"id": id})
     return None if row is None else _promotion(connection, row)
+
+
+def _as_it_stands(
+    connection: Connection, promotion: Promotion, state: State, conclusion: str = ""
+) -> Promotion:
+    """The answer to a write that changed nothing: it had been made before, or `Refused`."""
+    found = _promotion_or_none(connection, promotion.id)
+    is_so = found is not None and (found.state, found.conclusion) == (state, conclusion)
+    if found is None or not is_so or not 0 < found.fence == promotion.fence:
+        raise refusals.promotion_lost(promotion, found)
+    return found
 
 
 def _promotions(connection: Connection, rows: Sequence[_Row]) -> tuple[Promotion, ...]:

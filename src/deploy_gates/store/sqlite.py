@@ -363,7 +363,7 @@ class SqliteStore:
     def instances(self, environment: str = "", config: str = "") -> tuple[Instance, ...]:
         rows = self._all(
             "SELECT * FROM instance WHERE :environment IN ('', environment) AND :config IN ('', config) "
-            "AND seen_at_ms >= now_ms() - :ttl_ms ORDER BY config, environment, name, id LIMIT :limit",
+            "AND seen_at_ms >= (SELECT now_ms()) - :ttl_ms ORDER BY config, environment, name, id LIMIT :limit",
             {
                 "environment": environment,
                 "config": config,
@@ -458,8 +458,11 @@ class SqliteStore:
                 raise refusals.release_of_nothing(release)
             under_way = connection.execute(_UNDER_WAY, values).fetchone()
             if under_way is None:
-                connection.execute(_SUPERSEDE, values | {"conclusion": refusals.superseded_by(release)})
-                under_way = _first(connection.execute(_PROPOSE, values))
+                number = connection.execute(_NEXT_PROMOTION).fetchone()["id"]
+                connection.execute(
+                    _SUPERSEDE, values | {"conclusion": refusals.superseded_by(number, release)}
+                )
+                under_way = _first(connection.execute(_PROPOSE, values | {"id": number}))
                 assert under_way is not None, "a row that was put in comes back"
             return _promotion(connection, under_way)
 
@@ -523,11 +526,12 @@ class SqliteStore:
             "environment": environment,
             "status": status.value,
             "data": json.dumps(data),
+            "known": len(promotion.journal),
         }
 
         def add(connection: sqlite3.Connection) -> Promotion:
             if connection.execute(_WRITE, values).rowcount == 0:
-                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+                return _as_it_stands(connection, promotion, State.RUNNING)
             row = _first(connection.execute(_WRITTEN, values))
             assert row is not None, "the promotion of a line that was written is there"
             return _promotion(connection, row)
@@ -546,7 +550,7 @@ class SqliteStore:
         def end(connection: sqlite3.Connection) -> Promotion:
             row = _first(connection.execute(_CONCLUDE, values))
             if row is None:
-                raise refusals.promotion_lost(promotion, _promotion_or_none(connection, promotion.id))
+                return _as_it_stands(connection, promotion, state, conclusion)
             connection.execute(_NEXT_RUNS, values)
             return _promotion(connection, row)
 
@@ -936,6 +940,8 @@ SELECT * FROM promotion
 WHERE config = :config AND digest = :digest AND state IN ('queued', 'running')
 """
 
+_NEXT_PROMOTION = "SELECT coalesce(max(seq), 0) + 1 AS id FROM sqlite_sequence WHERE name = 'promotion'"
+
 # What is queued, and what runs with nobody behind it and nothing of it in front of users.
 _SUPERSEDE = """
 UPDATE promotion
@@ -952,8 +958,9 @@ WHERE config = :config
 
 _PROPOSE = """
 INSERT INTO promotion
-    (config, digest, actor, reason, commit_id, until, baseline, policy, terms, state, proposed_at_ms, version)
-SELECT :config, :digest, :actor, :reason, :commit_id, :until,
+    (id, config, digest, actor, reason, commit_id, until, baseline, policy, terms, state, proposed_at_ms,
+     version)
+SELECT :id, :config, :digest, :actor, :reason, :commit_id, :until,
     coalesce((SELECT baseline FROM deployment WHERE config = :config AND environment = :until), ''),
     :policy, :terms,
     CASE WHEN runs THEN 'queued' ELSE 'running' END,
@@ -987,7 +994,10 @@ SELECT p.id, coalesce(last.number, 0) + 1, :act, :environment, :status,
 FROM promotion AS p
 LEFT JOIN journal AS last
     ON last.promotion = p.id AND last.number = (SELECT max(number) FROM journal WHERE promotion = p.id)
-WHERE p.id = :id AND p.fence = :fence AND p.state = 'running'
+WHERE p.id = :id AND p.fence = :fence AND p.fence > 0 AND p.state = 'running'
+    AND NOT ( -- written before, by a call whose answer was lost
+        coalesce(last.number, 0) > :known AND last.fence = p.fence AND last.act = :act
+        AND last.environment = :environment AND last.status = :status AND last.data = :data)
 """
 
 _WRITTEN = """
@@ -1003,7 +1013,7 @@ SET state = :state,
     concluded_at_ms = max(now_ms(), proposed_at_ms),
     lease_until_ms = 0,
     version = 2 * (SELECT count(*) FROM journal WHERE promotion = :id) + 2
-WHERE id = :id AND fence = :fence AND state = 'running'
+WHERE id = :id AND fence = :fence AND fence > 0 AND state = 'running'
 RETURNING *
 """
 
@@ -1059,6 +1069,17 @@ def _promotion(connection: sqlite3.Connection, row: _Row) -> Promotion:
 def _promotion_or_none(connection: sqlite3.Connection, id: int) -> Promotion | None:
     row = connection.execute("SELECT * FROM promotion WHERE id = ?", (id,)).fetchone()
     return None if row is None else _promotion(connection, row)
+
+
+def _as_it_stands(
+    connection: sqlite3.Connection, promotion: Promotion, state: State, conclusion: str = ""
+) -> Promotion:
+    """The answer to a write that changed nothing: it had been made before, or `Refused`."""
+    found = _promotion_or_none(connection, promotion.id)
+    is_so = found is not None and (found.state, found.conclusion) == (state, conclusion)
+    if found is None or not is_so or not 0 < found.fence == promotion.fence:
+        raise refusals.promotion_lost(promotion, found)
+    return found
 
 
 def _promotions(connection: sqlite3.Connection, rows: Sequence[_Row]) -> tuple[Promotion, ...]:
