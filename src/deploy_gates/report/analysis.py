@@ -30,7 +30,7 @@ _VERDICTS = {
 _MARKS = {Word.SAFE: "✓", Word.UNDECIDED: "?", Word.HARMFUL: "✗"}
 _HEADS = (
     "metric",
-    "",
+    "so far",
     "baseline",
     "candidate",
     "change",

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 PAGE = 50
 """Rows of a page."""
 LOG_PAGE = 100
-MESSAGE_MAX_CHARS = 500
 FORM_MAX_BYTES = 16 << 10
 _NAME = re.compile(r"[^\x00-\x1f/\ud800-\udfff]{1,200}")
 _HEADERS = {
@@ -67,7 +66,8 @@ class Dashboard:
         self.live = Live(service.store)
         self.pictures = Pictures(service.store)
         self.changes = views.Changes(service.store)
-        self.counter = Counter(service.store, self._arrived)
+        is_told = telling is not None and telling.channels
+        self.counter = Counter(service.store, self._arrived if is_told else None)
         self._templates = _templates()
         self._static = _static()
 
@@ -86,16 +86,16 @@ class Dashboard:
         return [
             Route("/", self._read(self._environments), methods=get),
             Route("/promotions/{id:int}", self._read(self._promotion), methods=get),
-            Route("/promotions/{id:int}/rollback", self._roll_back, methods=post),
-            Route("/promotions/{id:int}/resume", self._resume, methods=post),
+            Route("/promotions/{id:int}/rollback", self._do(self._roll_back), methods=post),
+            Route("/promotions/{id:int}/resume", self._do(self._resume), methods=post),
             Route("/configs/{config}", self._read(self._config), methods=get),
             Route("/log", self._read(self._log), methods=get),
             Route("/deliveries", self._read(self._deliveries), methods=get),
-            Route("/deliveries/again", self._again, methods=post),
+            Route("/deliveries/again", self._do(self._again), methods=post),
             Route("/eliminated", self._read(self._eliminated), methods=get),
             Route("/sign-in", self._sign_in_page, methods=get),
-            Route("/sign-in", self._sign_in, methods=post),
-            Route("/sign-out", self._sign_out, methods=post),
+            Route("/sign-in", self._do(self._sign_in), methods=post),
+            Route("/sign-out", self._do(self._sign_out), methods=post),
             Route("/live", self._live, methods=get),
             Route("/static/{name}", self._file, methods=get),
         ]
@@ -241,22 +241,24 @@ class Dashboard:
                 expected=int(form["revision"]) if form.get("revision", "").isdigit() else None,
             )
         except Refused as refused:
-            return _told(promotion, refused.message)
+            return self._told(request, f"/promotions/{promotion.id}", refused.message)
         here = moved.deployment
-        return _told(promotion, f"production serves {short(here.baseline)} again (r{here.revision})")
+        said = f"production serves {short(here.baseline)} again (r{here.revision})"
+        return self._told(request, f"/promotions/{promotion.id}", said)
 
     async def _resume(self, request: Request) -> Response:
         form = await _form(request)
         await self.visitors.promoter(request, form.get("csrf", ""))
         promotion = await self._found(request)
-        caretaker = self.service.caretaker
+        caretaker, said = self.service.caretaker, f"promotion {promotion.id} goes on"
         if caretaker is None:
-            return _told(promotion, "this server does not carry promotions; run `deploy-gates ship`")
-        try:
-            await in_thread(caretaker.resume, promotion.id)
-        except Refused as refused:
-            return _told(promotion, refused.message)
-        return _told(promotion, f"promotion {promotion.id} goes on")
+            said = "this server does not carry promotions; run `deploy-gates ship`"
+        else:
+            try:
+                await in_thread(caretaker.resume, promotion.id)
+            except Refused as refused:
+                said = refused.message
+        return self._told(request, f"/promotions/{promotion.id}", said)
 
     async def _again(self, request: Request) -> Response:
         form = await _form(request)
@@ -265,7 +267,7 @@ class Dashboard:
         if self.service.notifier is not None:
             self.service.notifier.wake()
         said = "it is sent again" if found is not None else "there is no such dead letter any more"
-        return RedirectResponse(f"/deliveries?said={quote(said)}", 303)
+        return self._told(request, "/deliveries", said)
 
     # --- Signing in -----------------------------------------------------------------------------
 
@@ -283,7 +285,8 @@ class Dashboard:
         return self._page(request, Visitor(), "sign_in.html", status=401, to=to, problem=problem)
 
     async def _sign_out(self, request: Request) -> Response:
-        return self.visitors.sign_out(request)
+        form = await _form(request)
+        return self.visitors.sign_out(request, form.get("csrf", ""))
 
     # --- What pages are made of -----------------------------------------------------------------
 
@@ -322,17 +325,36 @@ class Dashboard:
             visitor = await self.visitors.reader(request)
             try:
                 return await page(request, visitor)
-            except StoreError as error:
-                return self._problem(request, visitor, error.message, error.hint, 503)
-            except HTTPException as error:
-                if error.status_code < 400:
-                    raise
-                message, _, hint = str(error.detail).partition("\0")
-                return self._problem(request, visitor, message, hint, error.status_code)
+            except (DeployGatesError, HTTPException) as error:
+                return self._problem(request, visitor, error)
 
         return read
 
-    def _problem(self, request: Request, visitor: Visitor, message: str, hint: str, status: int) -> Response:
+    def _do(self, act: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """What a form does; whoever sent it gets a page, whatever goes wrong."""
+
+        async def do(request: Request) -> Response:
+            try:
+                return await act(request)
+            except (DeployGatesError, HTTPException) as error:
+                return self._problem(request, Visitor(), error)
+
+        return do
+
+    def _told(self, request: Request, to: str, said: str) -> Response:
+        """Back to a page, which then says so."""
+        return RedirectResponse(f"{to}?said={self.visitors.tell(request, said)}", 303)
+
+    def _problem(
+        self, request: Request, visitor: Visitor, error: DeployGatesError | HTTPException
+    ) -> Response:
+        if isinstance(error, HTTPException):
+            if error.status_code < 400:
+                raise error
+            message, _, hint = str(error.detail).partition("\0")
+            status = error.status_code
+        else:
+            message, hint, status = error.message, error.hint, 503 if isinstance(error, StoreError) else 400
         return self._page(request, visitor, "problem.html", status=status, message=message, hint=hint)
 
     def _page(
@@ -344,7 +366,7 @@ class Dashboard:
             | {
                 "visitor": visitor,
                 "path": request.url.path,
-                "said": request.query_params.get("said", "")[:MESSAGE_MAX_CHARS],
+                "said": self.visitors.told(request, request.query_params.get("said", "")),
                 "now": now,
                 "ago": lambda when: views.ago(when, now),
                 "counter": self.counter,
@@ -412,10 +434,6 @@ def _static() -> dict[str, tuple[bytes, str, str]]:
 
 def _problems(store: object, deployment: object) -> list[str]:
     return list(runner.problems(store, deployment))  # type: ignore[arg-type]  # in a thread
-
-
-def _told(promotion: Promotion, said: str) -> Response:
-    return RedirectResponse(f"/promotions/{promotion.id}?said={quote(said)}", 303)
 
 
 async def _form(request: Request) -> dict[str, str]:

@@ -30,6 +30,8 @@ class _Kept:
     following: Following
     lock: threading.Lock = field(default_factory=threading.Lock)
     history: list[Decision] = field(default_factory=list)
+    drawn: str = ""
+    """The picture of all of it; empty: something came since."""
 
 
 class Pictures:
@@ -56,7 +58,9 @@ class Pictures:
         with kept.lock:
             self._look(kept)
             history = [each for each in kept.history if each.started_ms is not None]
-        return analysis.fragment(history) if history else ""
+            if history and not kept.drawn:
+                kept.drawn = analysis.fragment(history)
+            return kept.drawn
 
     def _of(self, promotion: Promotion, revision: int) -> _Kept | None:
         key = promotion.id, _has_ended(promotion)
@@ -104,6 +108,7 @@ class Pictures:
         if kept.following.has_ended:
             return
         for each in kept.following.looks():
+            kept.drawn = ""
             if kept.history and each.at_ms < kept.history[-1].at_ms:
                 kept.history.clear()  # worked out anew, with users as the unit
             if len(kept.history) >= LOOKS_MAX:

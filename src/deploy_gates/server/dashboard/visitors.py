@@ -10,7 +10,7 @@ import hmac
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
 from starlette.exceptions import HTTPException
@@ -24,6 +24,8 @@ from deploy_gates.server.asking import allowed, in_thread, refuse
 COOKIE = "deploy_gates_session"
 SESSION_S = 8 * 3600
 SESSIONS_MAX = 1_000
+MESSAGES_MAX = 8
+"""So many of its last messages a session remembers, for pages that are loaded again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,8 @@ class _Session:
     csrf: str
     until: float
     """On the monotonic clock."""
+    messages: dict[str, str] = field(default_factory=dict)
+    """What came of its forms; a link cannot put words there."""
 
 
 class Visitors:
@@ -78,8 +82,7 @@ class Visitors:
         token = await _token(request, session.sent) if session is not None else None
         if session is None or token is None:
             raise HTTPException(303, headers={"Location": "/sign-in"})
-        if not hmac.compare_digest(csrf.encode(), session.csrf.encode()):
-            raise refuse("this form is outdated, and nothing was done", 403, hint="load the page again")
+        _check_csrf(session, csrf)
         if Scope.PROMOTE not in token.scopes:
             raise refuse(f"{token.name} may not promote or roll back, and nothing was done", 403)
         return _visitor(token, session.csrf)
@@ -108,14 +111,32 @@ class Visitors:
         )
         return answer
 
-    def sign_out(self, request: Request) -> Response:
+    def sign_out(self, request: Request, csrf: str) -> Response:
         """End the session."""
         check_origin(request)
-        with self._lock:
-            self._sessions.pop(request.cookies.get(COOKIE, ""), None)
+        session = self._session(request)
+        if session is not None:
+            _check_csrf(session, csrf)
+            with self._lock:
+                self._sessions.pop(request.cookies.get(COOKIE, ""), None)
         answer = RedirectResponse("/", 303)
         answer.delete_cookie(COOKIE)
         return answer
+
+    def tell(self, request: Request, said: str) -> str:
+        """Keep a message for the next page of this session; what to ask for it by."""
+        session, name = self._session(request), secrets.token_urlsafe(6)
+        if session is not None:
+            with self._lock:
+                while len(session.messages) >= MESSAGES_MAX:
+                    del session.messages[next(iter(session.messages))]
+                session.messages[name] = said
+        return name
+
+    def told(self, request: Request, name: str) -> str:
+        """The message; empty where there is none."""
+        session = self._session(request)
+        return session.messages.get(name, "") if session is not None else ""
 
     def _session(self, request: Request) -> _Session | None:
         found = self._sessions.get(request.cookies.get(COOKIE, ""))
@@ -131,6 +152,11 @@ def check_origin(request: Request) -> None:
         is_own = urlsplit(origin).netloc == request.headers.get("host")
     if not is_own:
         raise refuse("this form was sent by another site, and nothing was done", 403)
+
+
+def _check_csrf(session: _Session, csrf: str) -> None:
+    if not hmac.compare_digest(csrf.encode("utf-8", "replace"), session.csrf.encode()):
+        raise refuse("this form is outdated, and nothing was done", 403, hint="load the page again")
 
 
 def _visitor(token: Token, csrf: str) -> Visitor:
