@@ -14,6 +14,7 @@ from serving import Server, a_token, promoted, serving
 import engines
 from deploy_gates.core.canonical import spelled
 from deploy_gates.core.promotion import Scope
+from deploy_gates.core.release import Act, Release, Status, Terms
 from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
 from deploy_gates.store import Store, open_store
 from deploy_gates.testing import POLICY, a_document, a_record, a_release
@@ -432,3 +433,26 @@ def test_a_port_that_is_taken_is_named(store: Store) -> None:
             serving(store.url, port=port),
         ):
             pass
+
+
+def test_promotions_are_read_with_their_journals(store: Store, server: Server) -> None:
+    digest = a_release(store, 1)
+    release = Release(config="ticket-triage", digest=digest, actor="ada", reason="calmer tone")
+    proposed = store.propose(release, until="production", policy="1" * 64, terms=Terms())
+    taken = store.take(proposed.id, "ada@desk")
+    store.write(taken, Act.ADMIT, "", Status.DONE, {"said": "five gates pass"})
+
+    one = server.ask("GET", f"/v1/promotions/{proposed.id}").json
+    listed = server.ask("GET", "/v1/promotions?open=1&config=ticket-triage").json["promotions"]
+    ended = server.ask("GET", "/v1/promotions?open=1&config=another").json["promotions"]
+    nobody = server.ask("GET", "/v1/promotions/99")
+    wrong = server.ask("GET", "/v1/promotions?before=x")
+
+    assert (one["digest"], one["state"], one["journal"][0]["data"]) == (
+        digest,
+        "running",
+        {"said": "five gates pass"},
+    )
+    assert listed == [one]
+    assert ended == []
+    assert (nobody.status, wrong.status) == (404, 400)

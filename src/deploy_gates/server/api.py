@@ -43,6 +43,7 @@ TALLIES_MAX = 1_000
 SERVED_MAX = 10_000
 ENVELOPE_MAX_BYTES = 4 << 20
 LOG_MAX = 1_000
+PROMOTIONS_MAX = 100
 _NAME = re.compile(r"[^\x00-\x1f/\ud800-\udfff]{1,200}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -64,6 +65,8 @@ def routes(service: Service) -> list[Route]:
         Route("/v1/tallies", api.tallies, methods=["POST"]),
         Route("/v1/status", api.status, methods=["GET"]),
         Route("/v1/log", api.log, methods=["GET"]),
+        Route("/v1/promotions", api.promotions, methods=["GET"]),
+        Route("/v1/promotions/{id}", api.promotion, methods=["GET"]),
         Route("/v1/deployments/{config}/{environment}/promote", api.promote, methods=["POST"]),
         Route("/v1/deployments/{config}/{environment}/rollback", api.rollback, methods=["POST"]),
     ]
@@ -176,6 +179,23 @@ class _Api:
         after, limit = _number(request, "after", 0, 2**53), _number(request, "limit", 100, LOG_MAX)
         events = await in_thread(self._store.history, config, environment, after=after, limit=limit)
         return answer({"events": [each.to_json() for each in events]})
+
+    async def promotions(self, request: Request) -> Response:
+        await allowed(request, Scope.READ)
+        config = _query(request, "config")
+        before, limit = _number(request, "before", 0, 2**53), _number(request, "limit", 20, PROMOTIONS_MAX)
+        is_open = _number(request, "open", 0, 1) == 1
+        found = await in_thread(self._store.promotions, config, is_open=is_open, before=before, limit=limit)
+        return answer({"promotions": [each.to_json() for each in found]})
+
+    async def promotion(self, request: Request) -> Response:
+        await allowed(request, Scope.READ)
+        number = request.path_params["id"]
+        is_number = re.fullmatch(r"[0-9]{1,15}", number) is not None
+        found = await in_thread(self._store.promotion, int(number)) if is_number else None
+        if found is None:
+            raise refuse(f"there is no promotion {number[:100]!r}", 404)
+        return answer(found.to_json())
 
     # --- Reporting ------------------------------------------------------------------------------
 

@@ -102,6 +102,29 @@ def _reading() -> JsonObject:
                 ],
             )
         },
+        "/v1/promotions": {
+            "get": _operation(
+                "promotions",
+                "Releases on their way and those that have ended, the newest first.",
+                _object({"promotions": _list(_ref("Promotion"))}),
+                parameters=[
+                    config,
+                    _parameter("open", "query", {"type": "integer", "minimum": 0, "maximum": 1}),
+                    _parameter("before", "query", {"type": "integer", "minimum": 0, "maximum": 2**53}),
+                    _parameter("limit", "query", {"type": "integer", "minimum": 0, "maximum": 100}),
+                ],
+            )
+        },
+        "/v1/promotions/{id}": {
+            "get": _operation(
+                "promotion",
+                "One release, with everything that was written to its journal.",
+                _ref("Promotion"),
+                parameters=[
+                    _parameter("id", "path", {"type": "integer", "minimum": 1, "maximum": 10**15 - 1})
+                ],
+            )
+        },
     }
 
 
@@ -324,8 +347,39 @@ def _schemas() -> JsonObject:
         "Environment": _object(environment),
         "Price": _object(price, required=["input_usd", "output_usd"]),
         "Acknowledgement": _object(acknowledgement, required=["config", "revision", "age_ms"]),
+        **_promotions(),
         **_tallies(),
     }
+
+
+def _promotions() -> JsonObject:
+    texts = ("config", "digest", "actor", "reason", "commit", "until", "baseline", "policy", "held")
+    entry = _object(
+        {
+            "promotion": _COUNT,
+            "number": _COUNT,
+            "act": _TEXT,
+            "environment": _TEXT,
+            "status": {"enum": ["begun", "done", "failed", "held"]},
+            "at": _TIME,
+            "owner": _TEXT,
+            "data": {"type": "object"},
+        }
+    )
+    states: list[Json] = ["queued", "running", "shipped", "blocked", "rolled back", "superseded", "aborted"]
+    promotion = _object(
+        {
+            "id": _COUNT,
+            **dict.fromkeys(texts, _TEXT),
+            "state": {"enum": states},
+            "conclusion": _TEXT,
+            "proposed_at": _TIME,
+            "concluded_at": {"anyOf": [_TIME, {"type": "null"}]},
+            "owner": _TEXT,
+            "journal": _list(entry),
+        }
+    )
+    return {"Promotion": promotion}
 
 
 def _tallies() -> JsonObject:
