@@ -258,6 +258,7 @@ def get(urls: dict[str, str], scratch: Path, rounds: int) -> None:
         actor="bench",
         reason="",
         weight_bp=500,
+        lasts_s=3_600.0,
     )
     keys = [f"user-{number}" for number in range(1_000)]
     heading("client.get with a sticky canary key", "a call", "", "must")

@@ -484,7 +484,7 @@ def test_a_process_that_just_ends_has_reported_what_it_did(url: str, releasing: 
 
 def test_getting_a_config_for_a_key_takes_less_than_two_microseconds(url: str, releasing: Team) -> None:
     releasing.release(1)
-    releasing.release(2, weight_bp=500)
+    releasing.release(2, weight_bp=500, lasts_s=3_600)
 
     with connect(url) as client:
         get = client.get

@@ -363,7 +363,8 @@ class SqliteStore:
     def instances(self, environment: str = "", config: str = "") -> tuple[Instance, ...]:
         rows = self._all(
             "SELECT * FROM instance WHERE :environment IN ('', environment) AND :config IN ('', config) "
-            "AND seen_at_ms >= (SELECT now_ms()) - :ttl_ms ORDER BY config, environment, name, id LIMIT :limit",
+            "AND seen_at_ms >= (SELECT now_ms()) - :ttl_ms "  # asked once, and not for every row
+            "ORDER BY config, environment, name, id LIMIT :limit",
             {
                 "environment": environment,
                 "config": config,
