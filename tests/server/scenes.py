@@ -102,7 +102,7 @@ def users(store: Store, promotion: Promotion) -> None:
 
 def dead_letter(store: Store) -> None:
     """A notification that was given up."""
-    promotion = proposed(store, kept(store, 1))
+    promotion = proposed(store, kept(store, 60, "summaries"), "summaries")
     now = clock.now()
     letter = Delivery(
         id="letter",
