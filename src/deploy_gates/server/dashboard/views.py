@@ -44,7 +44,7 @@ _WORDS = {
     Act.PROMOTE: "promotion",
     Act.SMOKE: "smoke cases",
     Act.CANARY: "canary",
-    Act.ANALYSIS: "analysis of the canary",
+    Act.ANALYSIS: "analysis",
     Act.ROLLBACK: "rollback",
 }
 
