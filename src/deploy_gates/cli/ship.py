@@ -105,14 +105,14 @@ def _ship(asked: argparse.Namespace) -> int:
     )
     by = asked.by or actor()
     with opened(asked, makes=True) as store:
-        promotions = [
-            proposed
-            for name in asked.configs or checkout.names
-            if (proposed := _proposed(store, checkout, name, asked, by)) is not None
-        ]
+        carrier = Carrier(store=store, owner=runner.owner(by), checkout=checkout)
+        promotions = []
+        for name in asked.configs or checkout.names:
+            if not asked.dry_run:
+                carrier.settle(name)
+            promotions += _proposed(store, checkout, name, asked, by)
         if not promotions:
             return _nothing(asked)
-        carrier = Carrier(store=store, owner=runner.owner(by), checkout=checkout)
         if asked.dry_run:
             return _foretell(carrier, promotions, asked.json)
         with notify.Notifier(store, notify.Telling.of(checkout.settled.notify, os.environ)) as notifier:
@@ -128,8 +128,8 @@ def _ship(asked: argparse.Namespace) -> int:
 
 def _proposed(
     store: Store, checkout: Checkout, name: str, asked: argparse.Namespace, by: str
-) -> Promotion | None:
-    """The promotion of one config; with `--dry-run` one that only this process knows."""
+) -> list[Promotion]:
+    """The promotion of one config, if there is anything to do; with `--dry-run` nobody else knows of it."""
     from deploy_gates.core.release import Promotion
 
     if asked.dry_run:
@@ -138,8 +138,8 @@ def _proposed(
         release = checkout.release(store, name, by)
         here = next(iter(store.deployments(asked.until, name)), None)
         if here is not None and here.baseline == release.digest:
-            return None
-        return Promotion(
+            return []
+        foreseen = Promotion(
             id=0,
             release=release,
             until=asked.until,
@@ -152,7 +152,8 @@ def _proposed(
             ),
             proposed_at=clock.now(),
         )
-    return checkout.propose(
+        return [foreseen]
+    proposed = checkout.propose(
         store,
         name,
         actor=by,
@@ -162,6 +163,7 @@ def _proposed(
         low_traffic=asked.low_traffic,
         retry=asked.retry,
     )
+    return [] if proposed is None else [proposed]
 
 
 def _nothing(asked: argparse.Namespace) -> int:

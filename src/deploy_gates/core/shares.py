@@ -108,11 +108,6 @@ class ShareSums:
         p = float(self.law[max(0, self.bad - self.law_low) :].sum())
         return (Evidence(aspect=Aspect.RATE, part=1.0, value=p),)
 
-    def spent(self, level: float) -> float:
-        """So much of a level the test spends: the highest p-value below it that there is."""
-        p = np.cumsum(self.law[::-1])
-        return float(p[p <= level].max(initial=0.0))
-
     def measured(self, metric: Metric, plan: Plan) -> tuple[Measured, ...]:
         """The rates, their odds ratio, and what is proved of it."""
         if not self.seen:

@@ -362,9 +362,8 @@ class MarkTest:
 def mark_tests(plan: Plan, sums: Sums, mark: int) -> tuple[MarkTest, ...]:
     """The tests at the mark of this number, whose levels add up to its part of the false-rollback rate.
 
-    Bonferroni, weighted. A count is whole, so a share cannot spend its level to the end, and the amounts get
-    the rest. How much that is follows from the bad ones of both arms together, which are the same whoever is
-    who: it tells the other tests nothing, and the sum holds whatever comes.
+    Bonferroni, weighted. A count is whole, so a share does not spend its level to the end; what it leaves is
+    spent by nobody, and the real rate stays below the declared one.
     """
     weights = _weights(plan)
     tests = [
@@ -373,21 +372,8 @@ def mark_tests(plan: Plan, sums: Sums, mark: int) -> tuple[MarkTest, ...]:
         for each in sums.metrics[metric.name].tests(metric)
     ]
     rate = mark_rate(plan, mark) / sum(part for _, _, part in tests)
-    spent = of_amounts = 0.0
-    for metric, _, part in tests:
-        found = sums.metrics[metric.name]
-        if isinstance(found, ShareSums):
-            spent += found.spent(rate * part)
-        else:
-            of_amounts += part
-    rate_amounts = (mark_rate(plan, mark) - spent) / of_amounts if of_amounts else rate
     return tuple(
-        MarkTest(
-            metric=metric.name,
-            evidence=each,
-            level=part * (rate if metric.kind is Kind.SHARE else rate_amounts),
-        )
-        for metric, each, part in tests
+        MarkTest(metric=metric.name, evidence=each, level=part * rate) for metric, each, part in tests
     )
 
 

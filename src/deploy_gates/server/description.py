@@ -102,6 +102,12 @@ def _reading() -> JsonObject:
                 ],
             )
         },
+        **_promotion_paths(config),
+    }
+
+
+def _promotion_paths(config: JsonObject) -> JsonObject:
+    return {
         "/v1/promotions": {
             "get": _operation(
                 "promotions",

@@ -128,6 +128,16 @@ class Carrier:
                 yield Told(promotion=promotion, hold=waits)
             self._wait(PAUSE_S)
 
+    def settle(self, config: str) -> None:
+        """End what has only to be said: promotions of a config whose runner died before the last line."""
+        for each in self.store.promotions(config, is_open=True):
+            is_left = each.lease_until is None or each.lease_until <= self.now()
+            if each.state is not State.RUNNING or not is_left:
+                continue
+            if isinstance(next_step(each, self.facts(each)), Conclude):
+                for _ in self._finished(each):
+                    pass
+
     def _front(self, promotion: Promotion) -> Promotion | None:
         """The promotion of the same config that runs."""
         found = self.store.promotions(promotion.release.config, is_open=True)

@@ -145,7 +145,7 @@ CREATE TABLE approval (
     PRIMARY KEY (config, digest, environment, approver)
 );
 
-CREATE TRIGGER approval_stays BEFORE UPDATE ON approval
+CREATE TRIGGER approval_stays BEFORE UPDATE OR DELETE ON approval
 FOR EACH ROW EXECUTE FUNCTION refuse('an approval that is given stays');
 
 -- What others are to be told.

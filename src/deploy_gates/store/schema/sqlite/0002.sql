@@ -135,6 +135,11 @@ BEGIN
     SELECT RAISE(ABORT, 'an approval that is given stays');
 END;
 
+CREATE TRIGGER approval_is_kept BEFORE DELETE ON approval
+BEGIN
+    SELECT RAISE(ABORT, 'an approval that is given stays');
+END;
+
 -- What others are to be told.
 
 CREATE TABLE delivery (
