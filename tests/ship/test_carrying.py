@@ -239,9 +239,9 @@ def test_what_only_had_to_be_said_is_said_before_the_next_release(road: Road) ->
     first = road.propose(2)
     for told in road.carrier("dead").carry(first.id):
         last = told.promotion.journal[-1] if told.promotion.journal else None
-        if last is not None and (last.act, last.status) == (Act.PROMOTE, Status.DONE):
-            if last.environment == "production":
-                break  # everybody has it, and nobody has said so
+        said = (last.act, last.status, last.environment) if last is not None else None
+        if said == (Act.PROMOTE, Status.DONE, "production"):
+            break  # everybody has it, and nobody has said so
     assert road.store.promotion(first.id).state is State.RUNNING  # type: ignore[union-attr]
 
     road.carrier().settle(CONFIG)
