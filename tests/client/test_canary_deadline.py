@@ -16,6 +16,10 @@ from typing import Any
 
 import pytest
 from api_server import serving
+from openfeature import api as openfeature
+from openfeature.evaluation_context import EvaluationContext
+from openfeature.event import EventDetails, ProviderEvent
+from openfeature.flag_evaluation import Reason
 from releases import ENVIRONMENT, PATIENCE_S, Team, digest, eventually, follows, team
 
 import engines
@@ -23,7 +27,8 @@ from deploy_gates import clock, flags
 from deploy_gates.client import ConfigClient, last_good
 from deploy_gates.client.snapshot import left_s
 from deploy_gates.core.promotion import Deployment, Kind
-from deploy_gates.core.tally import Arm
+from deploy_gates.core.tally import Arm, Unit
+from deploy_gates.openfeature import DeployGatesProvider
 
 LASTS_S = 1.5
 """How long a canary lasts where the test is there from its beginning."""
@@ -124,6 +129,55 @@ def test_a_canary_whose_share_grows_keeps_its_deadline(store_url: str, releasing
         assert clock.now() >= begun.expires_at
 
 
+def test_what_is_reported_after_the_deadline_is_of_the_baseline(store_url: str, releasing: Team) -> None:
+    releasing.release(1)
+    with connect(store_url) as client:
+        assert follows(client, releasing.release(2, weight_bp=HALF_BP, lasts_s=LASTS_S))
+        shared = [key for key in KEYS if client.get("triage", key).arm is Arm.CANDIDATE]
+        for key in shared:
+            with client.get("triage", key).call():
+                pass
+        assert eventually(lambda: arms(client) == BASELINE)
+
+        for key in shared:
+            with client.get("triage", key).call():
+                pass
+        assert client.flush()
+
+        counted = dict.fromkeys(Arm, 0)
+        for tally in releasing.store.tallies("triage", ENVIRONMENT):
+            counted[tally.arm] += tally.finished if tally.unit is Unit.REQUEST else 0
+        assert shared
+        assert counted == {Arm.CANDIDATE: len(shared), Arm.BASELINE: len(shared)}
+
+
+def test_openfeature_sees_the_arm_go_back_and_names_the_flags(store_url: str, releasing: Team) -> None:
+    changed: list[str] = []
+
+    def note(details: EventDetails) -> None:
+        changed.extend(details.flags_changed or ())
+
+    releasing.release(1)
+    with connect(store_url) as client:
+        assert follows(client, releasing.release(2, weight_bp=HALF_BP, lasts_s=LASTS_S))
+        key = next(key for key in KEYS if client.get("triage", key).arm is Arm.CANDIDATE)
+        openfeature.set_provider_and_wait(DeployGatesProvider(client))
+        try:
+            asked = openfeature.get_client()
+            asked.add_handler(ProviderEvent.PROVIDER_CONFIGURATION_CHANGED, note)
+            context = EvaluationContext(targeting_key=key)
+            before = asked.get_string_details("triage.model", "none", context)
+
+            assert eventually(lambda: asked.get_string_value("triage.model", "none", context) == "model-1")
+            assert eventually(lambda: "triage.model" in changed)
+
+            after = asked.get_string_details("triage.model", "none", context)
+        finally:
+            openfeature.shutdown()
+    assert (before.value, before.variant, before.reason) == ("model-2", "candidate", Reason.SPLIT)
+    assert (after.value, after.variant, after.reason) == ("model-1", "baseline", Reason.STATIC)
+
+
 # --- While nobody is there ----------------------------------------------------------------------
 
 RUNNER = """
@@ -164,6 +218,7 @@ print(json.dumps([last, gets, revision]))
 def process(script: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -205,6 +260,71 @@ def test_services_end_a_canary_whose_runner_was_killed_and_whose_database_is_dea
         assert began < last < began + LONG_S + 0.3, "the candidate was served, and no longer than it may be"
         assert (gets > 0, revision) == (True, 2)
     assert told_later == [0.0, 0, 2]
+
+
+FORKING = """
+import json, os, sys, time, warnings
+from datetime import timedelta
+from deploy_gates import clock
+from deploy_gates.client import ConfigClient
+
+warnings.simplefilter("ignore", DeprecationWarning)  # to fork with threads is what is tried here
+client = ConfigClient(sys.argv[1], environment="development", last_good=None, wait_s=5)
+keys = [f"user-{number}" for number in range(64)]
+
+def last_until(until):
+    last = 0.0
+    while time.monotonic() < until:
+        if any(client.get("triage", key).arm == "candidate" for key in keys):
+            last = time.monotonic()
+        time.sleep(0.005)
+    return [last, client.arms("triage")[1] is None]
+
+def forked(work):
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        os.write(tell, json.dumps(work()).encode())
+        os._exit(0)
+    os.close(tell)
+    return told
+
+def heard(told):
+    with open(told, "rb") as pipe:
+        said = json.loads(pipe.read())
+    os.wait()
+    return said
+
+print("ready", flush=True)
+until = float(sys.stdin.readline())
+now = clock.now
+clock.now = lambda: now() - timedelta(days=1)  # as if somebody had set the clock back
+early = forked(lambda: [last_until(until), heard(forked(lambda: last_until(until)))])
+own = last_until(until)
+child, grandchild = heard(early)
+late = heard(forked(lambda: last_until(time.monotonic() + 0.2)))
+client.close()
+print(json.dumps([own, child, grandchild, late]))
+"""
+
+
+def test_forked_children_end_a_canary_too_before_and_after_its_deadline(
+    tmp_path: Path, file_url: str, releasing_to_file: Team
+) -> None:
+    releasing_to_file.release(1)
+    releasing_to_file.release(2, weight_bp=HALF_BP, lasts_s=LONG_S)
+    began = time.monotonic()
+    service = process(FORKING, file_url)
+    assert first_line(service) == "ready"
+
+    with away(tmp_path):
+        out, err = service.communicate(f"{began + LONG_S + 1}\n", timeout=60)
+
+    assert service.returncode == 0, err
+    own, child, grandchild, late = json.loads(out)
+    for last, has_ended in (own, child):
+        assert began < last < began + LONG_S + 0.3
+        assert has_ended
+    assert grandchild == late == [0.0, True], "forked after the deadline"
 
 
 @contextlib.contextmanager
@@ -259,7 +379,8 @@ def test_a_canary_that_has_ended_stays_so_after_a_restart_with_the_clock_set_bac
     releasing_to_file.release(1)
     canary = releasing_to_file.release(2, weight_bp=HALF_BP, lasts_s=0.3)
     with connect(file_url, last_good=file) as before:
-        assert eventually(lambda: before.arms("triage")[1] is None)
+        while before.arms("triage")[1] is not None:
+            pass  # closed in the very moment, before anything in the background has noticed
     set_back(monkeypatch, timedelta(days=1))
     monkeypatch.setattr(last_good, "_BOOT_ID", tmp_path / "none")
 
@@ -303,6 +424,31 @@ def test_a_file_of_an_earlier_version_is_still_served(
 
     with away(tmp_path), connect(file_url, last_good=file, wait_s=0.2) as client:
         assert arms(client) == BASELINE
+
+
+def test_a_canary_of_an_earlier_file_ends_as_soon_as_the_store_has_said_when(
+    tmp_path: Path, file_url: str, releasing_to_file: Team
+) -> None:
+    from deploy_gates.core import canonical
+
+    file = tmp_path / "last.json"
+    releasing_to_file.release(1)
+    releasing_to_file.release(2, weight_bp=HALF_BP, lasts_s=LASTS_S)
+    connect(file_url, last_good=file).close()
+    body = json.loads(file.read_text())["body"]
+    del body["canaries"]
+    for each in body["deployments"]:
+        del each["expires_at"]
+    file.write_text(json.dumps({"digest": canonical.digest(body), "body": body}))
+
+    with contextlib.ExitStack() as stack:
+        with away(tmp_path):
+            client = stack.enter_context(connect(file_url, last_good=file, wait_s=0.2))
+            before = arms(client)
+
+        assert before == BOTH
+        assert eventually(lambda: arms(client) == BASELINE)
+        assert eventually(lambda: client.arms("triage")[1] is None)
 
 
 # --- Over HTTP ----------------------------------------------------------------------------------

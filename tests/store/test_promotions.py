@@ -588,6 +588,23 @@ def test_no_statement_gives_a_canary_more_time(store: Store, statement: LiteralS
     assert (standing(store), store.history(CONFIG, "development")) == before
 
 
+@pytest.mark.parametrize("value", ["0", "expires_at_ms + 86400000"])
+def test_a_deadline_that_somebody_with_the_keys_edited_is_found(store: Store, value: str) -> None:
+    served(store, a_release(store, 1))
+    served(store, a_release(store, 2), weight_bp=500, lasts_s=600.0)
+    before = list(runner.problems(store, standing(store)))
+    if isinstance(store, SqliteStore):
+        raw(store, "DROP TRIGGER history_stays")
+    else:
+        raw(store, "ALTER TABLE history DISABLE TRIGGER USER")
+
+    raw(store, f"UPDATE history SET expires_at_ms = {value} WHERE revision = 2")  # type: ignore[arg-type]
+
+    assert before == []
+    (found,) = runner.problems(store, standing(store))
+    assert f"r2 of {CONFIG} in development was edited" in found
+
+
 def test_a_canary_asked_for_again_is_answered_with_its_deadline(store: Store) -> None:
     served(store, a_release(store, 1))
     asked = {"weight_bp": 500, "lasts_s": 600.0, "key": "promotion-1/canary"}

@@ -275,7 +275,8 @@ class Following:
                 "the canary of %s (r%d) has passed its deadline: everybody gets the baseline", name, revision
             )
         self._unsaved = True
-        self._tell(changed)
+        if not self._stop.is_set():
+            self._tell(changed)
 
     # --- Errands --------------------------------------------------------------------------------
 
@@ -299,6 +300,7 @@ class Following:
             if self._unsaved and now >= save_at:
                 self._save()
                 save_at = time.monotonic() + SAVE_EVERY_S
+        self._end_canaries()  # what is saved last must not give one more time that has passed its deadline
         if self._unsaved:
             self._save()
         if self._is_known and not self._freshness.reason:

@@ -100,7 +100,7 @@ def accepted(
         try:
             row = _row(deployment, serving, documents, now)
             deadline = min(now + left_s(deployment, today), deadlines.get(name, math.inf))
-            if old is not None and _is_same_canary(old.deployment, deployment):
+            if old is not None and _goes_on(old.deployment, deployment):
                 deadline = min(deadline, old.deadline)
             rows[name] = replace(
                 row, deadline=deadline, is_confirmed=is_confirmed, is_reload=not before.is_first
@@ -165,13 +165,16 @@ def _ended(row: Row) -> Row:
     return replace(row, baseline=replace(row.baseline, canary=""), candidate=None)
 
 
-def _is_same_canary(one: Deployment, other: Deployment) -> bool:
-    """Whether one goes on with the other, until the same time."""
-    return (one.candidate, one.salt, one.expires_at) == (other.candidate, other.salt, other.expires_at)
+def _goes_on(before: Deployment, after: Deployment) -> bool:
+    """Whether it is the same canary with no more time than it had; a later revision may give it more."""
+    is_same = (before.candidate, before.salt) == (after.candidate, after.salt)
+    return is_same and (before.expires_at == after.expires_at or before.revision == after.revision)
 
 
-def _is_same(one: Deployment, other: Deployment) -> bool:
-    return _identity(one) == _identity(other)
+def _is_same(before: Deployment, after: Deployment) -> bool:
+    # A file or a server of an earlier version knows no deadlines: whoever tells one later is believed.
+    is_news = after.expires_at is not None and after.expires_at != before.expires_at
+    return _identity(before) == _identity(after) and not is_news
 
 
 def _identity(row: Deployment) -> tuple[object, ...]:
