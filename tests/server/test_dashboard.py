@@ -163,6 +163,22 @@ def test_history_is_read_page_by_page(store: Store, seen: Window) -> None:
 
 
 @sqlite
+def test_many_configs_are_shown_page_by_page(store: Store, seen: Window) -> None:
+    for number in range(53):
+        name = f"config-{number:02}"
+        served(store, kept(store, number + 1, name), "development", name)
+
+    seen.go("/")
+    first = seen.page.locator("#environments tbody th").all_inner_texts()
+    seen.page.get_by_role("link", name="3 more of 53 configs").click()
+    seen.page.wait_for_url("**after=*")
+    rest = seen.page.locator("#environments tbody th").all_inner_texts()
+
+    assert [*first, *rest] == [f"config-{number:02}" for number in range(53)]
+    assert len(rest) == 3
+
+
+@sqlite
 def test_the_log_is_filtered_verified_and_tells_of_tampering(store: Store, seen: Window) -> None:
     in_canary(store)
     served(store, kept(store, 7, "summaries"), "development", "summaries")

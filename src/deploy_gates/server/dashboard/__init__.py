@@ -106,11 +106,16 @@ class Dashboard:
         standings = await in_thread(runner.status, self.store)
         under_way = await in_thread(self.store.promotions, is_open=True)
         recent = await in_thread(self.store.promotions, limit=10)
+        every = views.rows(standings)
+        after = request.query_params.get("after", "")[:200]
+        rows = [each for each in every if each.config > after]
         return self._page(
             request,
             visitor,
             "environments.html",
-            rows=views.rows(standings),
+            rows=rows[:PAGE],
+            further=len(rows[PAGE:]),
+            configs=len(every),
             under_way=under_way,
             recent=[each for each in recent if each.state.is_final],
             environments=ENVIRONMENTS,

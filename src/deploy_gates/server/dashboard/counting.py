@@ -14,7 +14,9 @@ from deploy_gates.core.errors import DeployGatesError
 from deploy_gates.core.release import Promotion
 from deploy_gates.store import Store
 
-PAGE = 500
+PAGE = 100
+PAUSE_S = 0.02
+"""Between two pages of many: pages for people come first."""
 FEW = 8
 """So many of the newest are asked for at first: mostly none of them is new."""
 REFRESH_S = 3.0
@@ -109,3 +111,4 @@ class Counter:
             if len(new) < limit:
                 return
             before, limit = new[-1].id, PAGE
+            self._stop.wait(PAUSE_S)

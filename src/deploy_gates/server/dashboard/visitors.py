@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from deploy_gates.core.errors import DeployGatesError
 from deploy_gates.core.promotion import Scope, Token
 from deploy_gates.server.access import Access
 from deploy_gates.server.asking import allowed, in_thread, refuse
@@ -24,6 +25,8 @@ from deploy_gates.server.asking import allowed, in_thread, refuse
 COOKIE = "deploy_gates_session"
 SESSION_S = 8 * 3600
 SESSIONS_MAX = 1_000
+READING = frozenset({Scope.READ, Scope.PROMOTE})
+"""Either of these is enough to read."""
 MESSAGES_MAX = 8
 """So many of its last messages a session remembers, for pages that are loaded again."""
 
@@ -62,7 +65,7 @@ class Visitors:
         session = self._session(request)
         if session is not None:
             token = await _token(request, session.sent)
-            if token is not None and token.scopes & {Scope.READ, Scope.PROMOTE}:
+            if token is not None and token.scopes & READING:
                 return _visitor(token, session.csrf)
         try:
             token = await allowed(request, Scope.READ)
@@ -74,6 +77,15 @@ class Visitors:
                 303, headers={"Location": f"/sign-in?next={quote(asked, safe='')}"}
             ) from refused
         return Visitor(name=token.name) if token is not None else Visitor()
+
+    async def known(self, request: Request) -> Visitor:
+        """Whoever is signed in, for a page that says what went wrong; nobody where that cannot be told."""
+        session = self._session(request)
+        try:
+            token = await _token(request, session.sent) if session is not None else None
+        except DeployGatesError:
+            token = None
+        return _visitor(token, session.csrf) if session is not None and token is not None else Visitor()
 
     async def promoter(self, request: Request, csrf: str) -> Visitor:
         """Whoever sends a form, if they may promote and have sent it from a page of ours."""
@@ -88,11 +100,20 @@ class Visitors:
         return _visitor(token, session.csrf)
 
     async def sign_in(self, request: Request, sent: str, to: str) -> Response | None:
-        """A session for whoever sends this token; `None` where nobody knows it."""
+        """A session for whoever sends this token; `None` where nobody knows it.
+
+        An answer is raised for a token that could not see a page: it would only be asked to sign in again.
+        """
         check_origin(request)
         token = await _token(request, sent)
         if token is None:
             return None
+        if not token.scopes & READING:
+            raise refuse(
+                f"{token.name} may not read the dashboard, and was not signed in",
+                403,
+                hint="`deploy-gates token create NAME --scope read` makes a token that may",
+            )
         name = secrets.token_urlsafe(32)
         now = time.monotonic()
         with self._lock:

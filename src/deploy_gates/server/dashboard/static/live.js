@@ -3,6 +3,8 @@
 (() => {
   "use strict";
   if (!window.EventSource || !document.querySelector("[data-live]")) return;
+  const AGAIN_MS = 5000;
+  const AWAY = "the server does not answer; what is shown may be old";
   const state = document.getElementById("live-state");
   let loading = false;
   let again = false;
@@ -36,9 +38,13 @@
       if (answer.ok) {
         swap(new DOMParser().parseFromString(await answer.text(), "text/html"));
         state.textContent = "";
+      } else {
+        state.textContent =
+          answer.type === "opaqueredirect" ? "nobody is signed in any more; what is shown may be old"
+          : "the page cannot be loaded now; what is shown may be old";
       }
     } catch {
-      state.textContent = "the server does not answer; what is shown may be old";
+      state.textContent = AWAY;
     } finally {
       loading = false;
       if (again) { again = false; load(); }
@@ -50,7 +56,13 @@
     if (source) return;
     source = new EventSource("/live");
     source.addEventListener("changed", load);
-    source.addEventListener("error", () => { state.textContent = "the server does not answer; what is shown may be old"; });
+    source.addEventListener("error", () => {
+      state.textContent = AWAY;
+      if (source?.readyState === EventSource.CLOSED) {  // an answer that is no stream: the browser gives up
+        close();
+        setTimeout(() => { if (!document.hidden) { open(); load(); } }, AGAIN_MS);
+      }
+    });
     source.addEventListener("open", () => { state.textContent = ""; });
   };
   const close = () => { source?.close(); source = null; };
