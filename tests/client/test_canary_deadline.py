@@ -231,9 +231,11 @@ def first_line(started: subprocess.Popen[str]) -> str:
 
 
 def said(started: subprocess.Popen[str]) -> Any:
-    out, err = started.communicate(timeout=60)
+    assert started.stdout is not None
+    last = started.stdout.readline()  # `communicate` would not see what came together with the first line
+    _, err = started.communicate(timeout=60)
     assert started.returncode == 0, err
-    return json.loads(out)
+    return json.loads(last)
 
 
 def test_services_end_a_canary_whose_runner_was_killed_and_whose_database_is_dead(tmp_path: Path) -> None:
