@@ -43,6 +43,8 @@ PAGE = 50
 """Rows of a page."""
 LOG_PAGE = 100
 FORM_MAX_BYTES = 16 << 10
+REASON_MAX_CHARS = 1_000
+_WHOLE = r"[0-9]{1,15}"
 _NAME = re.compile(r"[^\x00-\x1f/\ud800-\udfff]{1,200}")
 _HEADERS = {
     "Content-Security-Policy": (
@@ -85,9 +87,9 @@ class Dashboard:
         get, post = ["GET"], ["POST"]
         return [
             Route("/", self._read(self._environments), methods=get),
-            Route("/promotions/{id:int}", self._read(self._promotion), methods=get),
-            Route("/promotions/{id:int}/rollback", self._do(self._roll_back), methods=post),
-            Route("/promotions/{id:int}/resume", self._do(self._resume), methods=post),
+            Route("/promotions/{id}", self._read(self._promotion), methods=get),
+            Route("/promotions/{id}/rollback", self._do(self._roll_back), methods=post),
+            Route("/promotions/{id}/resume", self._do(self._resume), methods=post),
             Route("/configs/{config}", self._read(self._config), methods=get),
             Route("/log", self._read(self._log), methods=get),
             Route("/deliveries", self._read(self._deliveries), methods=get),
@@ -150,6 +152,7 @@ class Dashboard:
             rollback=views.rollback_of(production, promotion),
             can_resume=not promotion.state.is_final and is_left and self.service.caretaker is not None,
             is_left=not promotion.state.is_final and is_left,
+            carries=self.service.caretaker is not None,
         )
 
     async def _config(self, request: Request, visitor: Visitor) -> Response:
@@ -171,7 +174,7 @@ class Dashboard:
         )
 
     async def _log(self, request: Request, visitor: Visitor) -> Response:
-        config, environment = (request.query_params.get(each, "")[:200] for each in ("config", "environment"))
+        config, environment = (_filter(request, each) for each in ("config", "environment"))
         deployments = await in_thread(self.store.deployments, environment, config)
         moved = [each for each in deployments if each.revision]
         before = _number(request, "before")
@@ -242,8 +245,8 @@ class Dashboard:
                 config=promotion.release.config,
                 environment=PRODUCTION,
                 actor=visitor.name,
-                reason=form.get("reason", "").strip()[:1_000] or "rolled back from the dashboard",
-                expected=int(form["revision"]) if form.get("revision", "").isdigit() else None,
+                reason=form.get("reason", "").strip()[:REASON_MAX_CHARS] or "rolled back from the dashboard",
+                expected=_revision(form),
             )
         except Refused as refused:
             return self._told(request, f"/promotions/{promotion.id}", refused.message)
@@ -311,9 +314,10 @@ class Dashboard:
 
     async def _found(self, request: Request) -> Promotion:
         number = request.path_params["id"]
-        found = await in_thread(self.store.promotion, number) if number < 2**62 else None
+        is_number = re.fullmatch(_WHOLE, number) is not None
+        found = await in_thread(self.store.promotion, int(number)) if is_number else None
         if found is None:
-            raise refuse(f"there is no promotion {number}", 404)
+            raise refuse(f"there is no promotion {number[:20]}", 404)
         return found
 
     def _arrived(self, promotion: Promotion) -> frozenset[tuple[str, str]]:
@@ -342,7 +346,7 @@ class Dashboard:
             try:
                 return await act(request)
             except (DeployGatesError, HTTPException) as error:
-                return self._problem(request, Visitor(), error)
+                return self._problem(request, await self.visitors.known(request), error)
 
         return do
 
@@ -451,7 +455,10 @@ async def _form(request: Request) -> dict[str, str]:
         fields = parse_qs(content.decode(), keep_blank_values=True, max_num_fields=20)
     except ValueError as error:
         raise refuse("this is no form") from error
-    return {name: values[-1] for name, values in fields.items()}
+    found = {name: values[-1] for name, values in fields.items()}
+    if any("\0" in each for each in found.values()):
+        raise refuse("a form holds a character that is no text, and nothing was done")
+    return found
 
 
 def _name(text: str) -> str:
@@ -460,6 +467,19 @@ def _name(text: str) -> str:
     return text
 
 
+def _filter(request: Request, name: str) -> str:
+    text = request.query_params.get(name, "")
+    return _name(text) if text else ""
+
+
+def _revision(form: dict[str, str]) -> int | None:
+    """The revision that whoever clicked has seen; an answer is raised for what is none."""
+    text = form.get("revision", "")
+    if text and not re.fullmatch(_WHOLE, text):
+        raise refuse("this form is outdated, and nothing was done", hint="load the page again")
+    return int(text) if text else None
+
+
 def _number(request: Request, name: str) -> int:
     text = request.query_params.get(name, "")
-    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
+    return int(text) if re.fullmatch(_WHOLE, text) else 0
