@@ -201,8 +201,9 @@ def problems(store: Store, deployment: Deployment) -> Iterator[str]:
     is_between = deployment.revision <= end <= after.revision
     yield from verified(history, end if is_between else after.revision)
     for each in (deployment, after):
-        told = last and (last.baseline, last.candidate, last.weight_bp, last.salt)
-        serves = (each.baseline, each.candidate, each.weight_bp, each.salt)
+        expires_ms = round(each.expires_at.timestamp() * 1000) if each.expires_at else 0
+        told = last and (last.baseline, last.candidate, last.weight_bp, last.salt, last.expires_at_ms)
+        serves = (each.baseline, each.candidate, each.weight_bp, each.salt, expires_ms)
         if last and each.revision == end and serves != told:
             yield (
                 f"{each.config} in {each.environment} serves something else than r{end} of its history says: "
