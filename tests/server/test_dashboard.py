@@ -237,6 +237,7 @@ def test_a_canary_is_drawn_as_its_users_tell_of_it(store: Store, seen: Window) -
     promotion = in_canary(store)
     seen.go(f"/promotions/{promotion.id}")
     assert seen.page.locator("#canary svg").count() == 0
+    assert "once its first users are counted" in seen.text("#canary")
 
     users(store, promotion)
 

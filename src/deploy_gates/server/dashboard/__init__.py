@@ -23,7 +23,7 @@ from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.delivery import Fate
 from deploy_gates.core.errors import DeployGatesError, Refused, StoreError
 from deploy_gates.core.promotion import Event
-from deploy_gates.core.release import PRODUCTION, Promotion
+from deploy_gates.core.release import PRODUCTION, Act, Promotion
 from deploy_gates.report.analysis import FRAGMENT_STYLE
 from deploy_gates.report.record import percent
 from deploy_gates.report.text import visible
@@ -33,6 +33,7 @@ from deploy_gates.server.dashboard.counting import Counter
 from deploy_gates.server.dashboard.live import Live
 from deploy_gates.server.dashboard.pictures import LACKING, Pictures
 from deploy_gates.server.dashboard.visitors import Visitor, Visitors
+from deploy_gates.store import TALLIES_KEPT
 
 if TYPE_CHECKING:
     import jinja2
@@ -45,7 +46,8 @@ LOG_PAGE = 100
 FORM_MAX_BYTES = 16 << 10
 REASON_MAX_CHARS = 1_000
 _WHOLE = r"[0-9]{1,15}"
-_NAME = re.compile(r"[^\x00-\x1f/\ud800-\udfff]{1,200}")
+NAME_MAX_CHARS = 200
+_NAME = re.compile(rf"[^\x00-\x1f/\ud800-\udfff]{{1,{NAME_MAX_CHARS}}}")
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -152,6 +154,8 @@ class Dashboard:
             rollback=views.rollback_of(production, promotion),
             can_resume=not promotion.state.is_final and is_left and self.service.caretaker is not None,
             is_left=not promotion.state.is_final and is_left,
+            has_canary=promotion.outcome(Act.CANARY, PRODUCTION) is not None,
+            kept_days=TALLIES_KEPT.days,
             carries=self.service.caretaker is not None,
         )
 
@@ -463,13 +467,15 @@ async def _form(request: Request) -> dict[str, str]:
 
 def _name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise refuse("a config is no name of 1 to 200 characters", 404)
+        raise refuse(f"a config has a name of 1 to {NAME_MAX_CHARS} characters", 404)
     return text
 
 
 def _filter(request: Request, name: str) -> str:
     text = request.query_params.get(name, "")
-    return _name(text) if text else ""
+    if re.search(r"[\x00-\x1f\ud800-\udfff]", text) or len(text) > NAME_MAX_CHARS:
+        raise refuse(f"{name} is no name", 404)
+    return text
 
 
 def _revision(form: dict[str, str]) -> int | None:
