@@ -71,12 +71,12 @@ class _Parts:
 
 _LATENCY_PARTS = _Parts(
     anytime={Aspect.SHAPE: 0.6, Aspect.TAIL: 0.38, Aspect.MEAN: 0.02},
-    mark={Aspect.SHAPE: 0.8, Aspect.TAIL: 0.35},
+    mark={Aspect.SHAPE: 1.1, Aspect.TAIL: 0.35},
 )
 """Latency goes wrong by its tail, too: a few requests that hang."""
 _OTHER_PARTS = _Parts(
     anytime={Aspect.SHAPE: 0.88, Aspect.TAIL: 0.06, Aspect.MEAN: 0.06},
-    mark={Aspect.SHAPE: 0.45, Aspect.TAIL: 0.05},
+    mark={Aspect.SHAPE: 0.5, Aspect.TAIL: 0.02},
 )
 
 
