@@ -171,7 +171,7 @@ def main() -> None:
         pages = {
             "environments": "/",
             "a promotion": f"/promotions/{newest}",
-            "a config": "/configs/config-007",
+            "a config": "/configs/config-000",
             "log": "/log",
             "notifications": "/deliveries",
             "119 steps": "/eliminated",
