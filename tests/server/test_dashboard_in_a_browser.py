@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -267,6 +268,28 @@ def test_odd_addresses_and_odd_forms_are_answered_and_change_nothing(each_store:
 
     assert {said: status for said, status in statuses.items() if status >= 500} == {}
     assert serves(each_store)[1], "none of them was a rollback"
+
+
+def test_the_log_is_of_the_latest_moves_wherever_they_were(each_store: Store) -> None:
+    digests = [kept(each_store, version) for version in (1, 2)]
+    other = [kept(each_store, version, "summaries") for version in (3, 4)]
+    for number in range(60):
+        served(each_store, digests[number % 2], "development")
+        if number >= 20:
+            served(each_store, digests[number % 2], "staging")
+            served(each_store, other[number % 2], "development", "summaries")
+    served(each_store, kept(each_store, 5, "alone"), "development", "alone")
+    with serving(each_store.url, "", "--no-carry") as server:
+        page = got(server, "/log").body.decode()
+
+    rows = re.findall(r'href="/configs/([^"]+)".*?"environment">(\w+)<.*?"revision">r(\d+)<', page)
+    expected = {(CONFIG, "development"): 60, (CONFIG, "staging"): 40, ("summaries", "development"): 40}
+    assert len(rows) == 100
+    assert rows[0] == ("alone", "development", "1")
+    for (config, environment), newest in expected.items():
+        revisions = [int(each[2]) for each in rows if each[:2] == (config, environment)]
+        assert revisions == list(range(newest, newest - len(revisions), -1))
+        assert 32 <= len(revisions) <= 34
 
 
 @pytest.mark.parametrize("colours", ["light", "dark", "forced"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from deploy_gates.core.canonical import short
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.delivery import Fate
 from deploy_gates.core.errors import DeployGatesError, Refused, StoreError
-from deploy_gates.core.promotion import Event
+from deploy_gates.core.promotion import Deployment, Event
 from deploy_gates.core.release import PRODUCTION, Act, Promotion
 from deploy_gates.report.analysis import FRAGMENT_STYLE
 from deploy_gates.report.record import percent
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import jinja2
 
     from deploy_gates.server import Service
+    from deploy_gates.store import Store
 
 PAGE = 50
 """Rows of a page."""
@@ -182,32 +183,16 @@ class Dashboard:
         deployments = await in_thread(self.store.deployments, environment, config)
         moved = [each for each in deployments if each.revision]
         before = _number(request, "before")
-        events: list[Event] = []
-        for each in moved:
-            first = max(0, each.revision - LOG_PAGE)
-            events += await in_thread(self.store.history, each.config, each.environment, after=first)
-            if before and len(moved) == 1:
-                events = list(
-                    await in_thread(
-                        self.store.history,
-                        each.config,
-                        each.environment,
-                        after=max(0, before - LOG_PAGE - 1),
-                        limit=LOG_PAGE,
-                    )
-                )
-                events = [one for one in events if one.revision < before]
-        events.sort(key=lambda each: (-each.at_ms, each.config, -each.revision))
+        events = await in_thread(_latest, self.store, moved, before if len(moved) == 1 else 0)
         problems = None
         if request.query_params.get("verify"):
             problems = [said for each in moved for said in await in_thread(_problems, self.store, each)]
-        shown = events[:LOG_PAGE]
-        older = shown[-1].revision if len(moved) == 1 and shown and shown[-1].revision > 1 else 0
+        older = events[-1].revision if len(moved) == 1 and events and events[-1].revision > 1 else 0
         return self._page(
             request,
             visitor,
             "log.html",
-            events=shown,
+            events=events,
             config=config,
             environment=environment,
             environments=ENVIRONMENTS,
@@ -443,6 +428,28 @@ def _static() -> dict[str, tuple[bytes, str, str]]:
         name: (content, kind, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
         for name, (content, kind) in files.items()
     }
+
+
+def _latest(store: Store, deployments: Iterable[Deployment], before: int) -> list[Event]:
+    """The latest moves of some deployments, or those of one before a revision; the newest first.
+
+    Histories are only read as long as they can hold a move that is among the latest.
+    """
+    found: list[Event] = []
+    for each in sorted(deployments, key=_moved_ms, reverse=True):
+        if len(found) == LOG_PAGE and found[-1].at_ms > _moved_ms(each):
+            break
+        end = min(before or each.revision + 1, each.revision + 1)
+        first = max(0, end - 1 - LOG_PAGE)
+        read = store.history(each.config, each.environment, after=first, limit=LOG_PAGE)
+        found += [event for event in read if event.revision < end]
+        found.sort(key=lambda event: (-event.at_ms, event.config, event.environment, -event.revision))
+        del found[LOG_PAGE:]
+    return found
+
+
+def _moved_ms(deployment: Deployment) -> int:
+    return round(deployment.changed_at.timestamp() * 1000) if deployment.changed_at else 0
 
 
 def _problems(store: object, deployment: object) -> list[str]:
