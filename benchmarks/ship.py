@@ -81,12 +81,9 @@ CANARY: JsonObject = {
     "unit": "request",
     "warm_up_s": 0,
     "mark_s": 30,
-    "metrics": {
-        "errors": {"margin_pt": 20},
-        "latency": {"margin_ratio": 10.0, "tail_ratio": 50.0},
-        "cost": {"margin_ratio": 10.0},
-    },
+    "metrics": {"errors": {"margin_pt": 20}, "latency": {"dry_run": True}, "cost": {"dry_run": True}},
 }
+"""In the campaign only errors decide: calls that ask nobody are as fast as the machine is idle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -464,7 +461,7 @@ class Campaign:
         self.names = [f"config-{at:02}" for at in range(LANES)]
         self.under_way: dict[str, list[Ship]] = {name: [] for name in self.names}
         self.serves: dict[str, str] = {}
-        """What everybody in production has to have, by config."""
+        """What everybody in production has before the first ship, by config."""
         self.kills: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -565,7 +562,7 @@ class Campaign:
         """Go on with one config: what is under way, what comes next, and sometimes one more behind it."""
         ships = self.under_way[name]
         wants_more = not ships or (
-            len(ships) < 3 and ships[-1].draw.random() < 0.002 and time.monotonic() - ships[-1].began > 1
+            len(ships) < 3 and ships[-1].draw.random() < 0.004 and time.monotonic() - ships[-1].began > 1
         )
         if wants_more and self.begun < self.ships:
             self._begin(name)
@@ -685,21 +682,23 @@ class Campaign:
         self._drop(ship)
         state, why = promotion.state, promotion.conclusion
         is_honest = "deadline" in why or "without a request" in why
-        if state is State.SHIPPED:
-            self.serves[ship.config] = ship.digest
         fits = {
             State.SHIPPED: ship.kind == "good" and not ship.undone,
             State.ROLLED_BACK: ship.kind != "good" or ship.undone or is_honest,
             State.SUPERSEDED: True,
         }.get(state, False)
         if not fits:
-            self.wrong.append(f"{said(ship)} is {state}: {why}")
+            self.wrong.append(
+                f"{said(ship)} is {state}: {why}{rows(promotion)}{traffic(self.store, promotion)}"
+            )
         what = "by hand" if ship.undone else ship.kind if ship.kind == "good" else "bad"
         honestly = f" ({why})" if state is State.ROLLED_BACK and ship.kind == "good" and is_honest else ""
         self.ends[f"{what}: {state}{honestly}"] += 1
         here = self.store.deployments(PRODUCTION, ship.config)[0]
         others = {each.digest for each in self.under_way[ship.config]}
-        is_here = here.baseline == self.serves[ship.config] or here.baseline in others
+        shipped = [each for each in self.store.promotions(ship.config) if each.state is State.SHIPPED]
+        last = max(shipped, key=lambda each: each.concluded_at or each.proposed_at, default=None)
+        is_here = here.baseline in {last.release.digest if last else self.serves[ship.config], *others}
         if not is_here or here.candidate not in {"", *others}:
             self.wrong.append(f"{said(ship)} is {state}, and production serves {here}")
         for each in self.store.deployments(config=ship.config):
@@ -834,6 +833,25 @@ def strayed(log: Path, histories: dict[tuple[str, str], list[Event]]) -> Iterato
 
 def said(ship: Ship) -> str:
     return f"ship {ship.number} ({ship.kind}, promotion {ship.id}, {', '.join(ship.fates)})"
+
+
+def rows(promotion: Promotion) -> str:
+    """The journal, a line a row."""
+    return "".join(
+        f"\n        {each.at:%H:%M:%S} {each.act} {each.environment} {each.status} by {each.owner[-17:]}: "
+        f"{each.said} {json.dumps(each.data.get('decision', ''))}"
+        for each in promotion.journal
+    )
+
+
+def traffic(store: Store, promotion: Promotion) -> str:
+    """What its users reported, a line a bin, revision and arm."""
+    since_ms = int(promotion.proposed_at.timestamp() * 1000) - 10_000
+    sums: Counter[tuple[Any, ...]] = Counter()
+    for each in store.tallies(promotion.release.config, PRODUCTION, since_ms=since_ms):
+        for name in ("started", "finished", "errors", "dropped"):
+            sums[each.start_ms, each.revision, each.unit, each.arm, name] += getattr(each, name)
+    return "".join(f"\n        {key}: {count}" for key, count in sorted(sums.items()) if count)
 
 
 def last(promotion: Promotion) -> str:
