@@ -469,6 +469,18 @@ def test_a_lease_that_is_renewed_holds(store: Store) -> None:
 # --- History ------------------------------------------------------------------------------------
 
 
+def test_the_latest_moves_of_all_deployments_come_first(store: Store) -> None:
+    digests = [a_release(store, 1), a_release(store, 2)]
+    for at in range(5):
+        moved(store, digests[at % 2])
+
+    every, few = store.latest(), store.latest("ticket-triage", "development", limit=2)
+
+    assert [each.revision for each in every] == [5, 4, 3, 2, 1]
+    assert few == every[:2]
+    assert store.latest("another") == store.latest(environment="production") == ()
+
+
 def test_the_history_of_many_moves_verifies_and_comes_in_pages(store: Store) -> None:
     digests = [a_release(store, 1), a_release(store, 2)]
     for at in range(25):

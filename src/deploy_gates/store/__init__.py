@@ -136,6 +136,9 @@ class Store(Protocol):
     ) -> tuple[Event, ...]:
         """The events of one deployment after a revision, in the order of their revisions."""
 
+    def latest(self, config: str = "", environment: str = "", *, limit: int = 100) -> tuple[Event, ...]:
+        """The newest events of all deployments, of a config, or of an environment; the newest first."""
+
     # Reading side
 
     def serving(self, environment: str, known: Collection[str] = ()) -> Serving:

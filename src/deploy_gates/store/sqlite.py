@@ -304,6 +304,14 @@ class SqliteStore:
         )
         return tuple(event_of(row) for row in rows)
 
+    def latest(self, config: str = "", environment: str = "", *, limit: int = 100) -> tuple[Event, ...]:
+        rows = self._all(
+            "SELECT * FROM history WHERE :config IN ('', config) AND :environment IN ('', environment) "
+            "ORDER BY at_ms DESC, config DESC, environment DESC, revision DESC LIMIT :limit",
+            {"config": config, "environment": environment, "limit": limit},
+        )
+        return tuple(event_of(row) for row in rows)
+
     # --- The reading side -----------------------------------------------------------------------
 
     def serving(self, environment: str, known: Collection[str] = ()) -> Serving:

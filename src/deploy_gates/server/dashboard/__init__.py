@@ -183,7 +183,10 @@ class Dashboard:
         deployments = await in_thread(self.store.deployments, environment, config)
         moved = [each for each in deployments if each.revision]
         before = _number(request, "before")
-        events = await in_thread(_latest, self.store, moved, before if len(moved) == 1 else 0)
+        if before and len(moved) == 1:
+            events = await in_thread(_earlier, self.store, moved[0], before)
+        else:
+            events = list(await in_thread(self.store.latest, config, environment, limit=LOG_PAGE))
         problems = None
         if request.query_params.get("verify"):
             problems = [said for each in moved for said in await in_thread(_problems, self.store, each)]
@@ -430,26 +433,11 @@ def _static() -> dict[str, tuple[bytes, str, str]]:
     }
 
 
-def _latest(store: Store, deployments: Iterable[Deployment], before: int) -> list[Event]:
-    """The latest moves of some deployments, or those of one before a revision; the newest first.
-
-    Histories are only read as long as they can hold a move that is among the latest.
-    """
-    found: list[Event] = []
-    for each in sorted(deployments, key=_moved_ms, reverse=True):
-        if len(found) == LOG_PAGE and found[-1].at_ms > _moved_ms(each):
-            break
-        end = min(before or each.revision + 1, each.revision + 1)
-        first = max(0, end - 1 - LOG_PAGE)
-        read = store.history(each.config, each.environment, after=first, limit=LOG_PAGE)
-        found += [event for event in read if event.revision < end]
-        found.sort(key=lambda event: (-event.at_ms, event.config, event.environment, -event.revision))
-        del found[LOG_PAGE:]
-    return found
-
-
-def _moved_ms(deployment: Deployment) -> int:
-    return round(deployment.changed_at.timestamp() * 1000) if deployment.changed_at else 0
+def _earlier(store: Store, deployment: Deployment, before: int) -> list[Event]:
+    """The moves of one deployment before a revision, the newest first."""
+    first = max(0, before - 1 - LOG_PAGE)
+    read = store.history(deployment.config, deployment.environment, after=first, limit=LOG_PAGE)
+    return [event for event in reversed(read) if event.revision < before]
 
 
 def _problems(store: object, deployment: object) -> list[str]:

@@ -31,6 +31,8 @@ BEGIN
 END
 $$;
 
+CREATE INDEX history_by_time ON history (at_ms, config, environment, revision);
+
 -- Releases on their way, and everything that happened to them.
 
 CREATE TABLE promotion (

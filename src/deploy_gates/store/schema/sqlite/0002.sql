@@ -35,6 +35,8 @@ BEGIN
     INSERT INTO outbox VALUES (NEW.config, NEW.environment, NEW.revision);
 END;
 
+CREATE INDEX history_by_time ON history (at_ms, config, environment, revision);
+
 -- Releases on their way, and everything that happened to them.
 
 CREATE TABLE promotion (
