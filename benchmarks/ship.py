@@ -715,8 +715,8 @@ class Campaign:
         }
         for each in self.store.deployments():
             self.lost += list(runner.problems(self.store, each))
-        for each in promotions.values():
-            self.lost += gaps(each, histories)
+        for promotion in promotions.values():
+            self.lost += gaps(promotion, histories)
         for (name, environment), events in histories.items():
             self._look_at_moves(name, environment, events, promotions)
         self.lost += unkept(self.told, promotions)
