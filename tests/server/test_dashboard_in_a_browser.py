@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import Window, window
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from scenes import CONFIG, done, in_canary, kept, served
 from serving import Server, a_token, serving
 from test_dashboard_access import got, sent, signed_in
@@ -164,6 +164,7 @@ def test_the_keyboard_alone_rolls_back(sqlite: Store, browser: Browser) -> None:
     promotion = in_canary(sqlite)
     with watched(sqlite, browser, "--no-carry") as (server, seen):
         seen.go(f"/sign-in?next=/promotions/{promotion.id}")
+        expect(seen.page.get_by_label("Token")).to_be_focused()
         seen.page.keyboard.type(server.token)
         seen.page.keyboard.press("Enter")
         seen.page.locator("#rollback").wait_for()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import PHONE, WIDE, window
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from scenes import CONFIG, dead_letter, in_canary, users
 from serving import Server, a_token, serving
 
@@ -99,6 +99,7 @@ def test_the_keyboard_is_enough_to_roll_back(board: Board, browser: Browser) -> 
     with window(browser, board.server.url) as seen:
         keyboard = seen.page.keyboard
         seen.go(f"/sign-in?next=/promotions/{board.promotion.id}")
+        expect(seen.page.get_by_label("Token")).to_be_focused()
         keyboard.type(board.token)
         keyboard.press("Enter")
         seen.page.wait_for_url(f"{board.server.url}/promotions/{board.promotion.id}")
