@@ -331,7 +331,7 @@ def _extended(draft: Decision) -> str:
 
 
 def _odds(log_e: float) -> str:
-    return f"{math.exp(min(log_e, 40)):,.0f}" if log_e < math.log(1e7) else f"1e{log_e / math.log(10):.0f}"
+    return f"{math.exp(min(log_e, 40)):,.0f}" if log_e < math.log(1e7) else f"10^{math.floor(log_e / math.log(10))}"
 
 
 def _weights(plan: Plan) -> dict[str, float]:
