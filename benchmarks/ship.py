@@ -562,7 +562,7 @@ class Campaign:
         """Go on with one config: what is under way, what comes next, and sometimes one more behind it."""
         ships = self.under_way[name]
         wants_more = not ships or (
-            len(ships) < 3 and ships[-1].draw.random() < 0.004 and time.monotonic() - ships[-1].began > 1
+            len(ships) < 3 and ships[-1].draw.random() < 0.001 and time.monotonic() - ships[-1].began > 1
         )
         if wants_more and self.begun < self.ships:
             self._begin(name)
@@ -578,6 +578,7 @@ class Campaign:
             made.undo_at = time.monotonic() + draw.uniform(1, 8)
         made.digest = self._keep(name, kind, number)
         release = Release(config=name, digest=made.digest, actor="ada", reason=f"ship {number}")
+        Carrier(store=self.store, owner=runner.owner("ship")).settle(name)  # as the command does
         terms = Terms(weight_bp=5_000, canary=CANARY, lasts_s=LASTS_S, smoke=False, low_traffic=True)
         made.id = self.store.propose(release, until=PRODUCTION, policy=POLICY, terms=terms).id
         self.begun = number
