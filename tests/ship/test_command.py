@@ -138,6 +138,21 @@ def test_nothing_to_ship_is_said(project: Project, run: Command) -> None:
     )
 
 
+def test_where_there_is_no_config_nothing_is_called_shipped(
+    project: Project, run: Command, tmp_path: Path
+) -> None:
+    project.edit(
+        "[tool.deploy_gates.golden]",
+        '[tool.deploy_gates]\nconfigs = ["none/*.yaml"]\n\n[tool.deploy_gates.golden]',
+        "pyproject.toml",
+    )
+
+    done = run("ship")
+
+    assert done.returncode == 2
+    assert "there is no config in" in done.stderr
+
+
 def test_evidence_that_fails_blocks_and_missing_evidence_holds(project: Project, run: Command) -> None:
     held = run("ship")
     seal(project, Verdict.FAIL)

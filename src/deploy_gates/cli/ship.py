@@ -29,7 +29,7 @@ from deploy_gates.cli.frame import (
 )
 from deploy_gates.core.canonical import Json, short
 from deploy_gates.core.config import ENVIRONMENTS
-from deploy_gates.core.errors import DeployGatesError
+from deploy_gates.core.errors import DeployGatesError, SettingsError
 
 if TYPE_CHECKING:
     from deploy_gates.core.canary import Decision
@@ -103,6 +103,11 @@ def _ship(asked: argparse.Namespace) -> int:
         settled=settings.load(root),
         evidence=Path(asked.evidence) if asked.evidence else None,
     )
+    if not (asked.configs or checkout.names):
+        raise SettingsError(
+            f"there is no config in {root}, so there is nothing that could be shipped",
+            hint="`configs` in [tool.deploy_gates] says where they lie; deploy-gates init makes a first one",
+        )
     by = asked.by or actor()
     with opened(asked, makes=True) as store:
         carrier = Carrier(store=store, owner=runner.owner(by), checkout=checkout)
