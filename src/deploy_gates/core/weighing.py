@@ -331,7 +331,8 @@ def _extended(draft: Decision) -> str:
 
 
 def _odds(log_e: float) -> str:
-    return f"{math.exp(min(log_e, 40)):,.0f}" if log_e < math.log(1e7) else f"10^{math.floor(log_e / math.log(10))}"
+    log10 = log_e / math.log(10)
+    return f"{10**log10:,.0f}" if log10 < 7 else f"10^{math.floor(log10)}"
 
 
 def _weights(plan: Plan) -> dict[str, float]:
