@@ -67,8 +67,7 @@ mark_s = 30
 margin_pt = 20
 
 [tool.deploy_gates.canary.metrics.latency]
-margin_ratio = 10.0
-tail_ratio = 50.0
+dry_run = true
 
 [tool.deploy_gates.canary.metrics.cost]
 margin_ratio = 10.0
@@ -76,7 +75,7 @@ margin_ratio = 10.0
 [tool.deploy_gates.ship]
 weight = 50
 """
-"""Margins so wide that a few seconds of traffic decide."""
+"""Margins so wide that a few seconds of traffic decide. Calls that ask nobody say nothing of latency."""
 CANARY: JsonObject = {
     "unit": "request",
     "warm_up_s": 0,
