@@ -612,3 +612,15 @@ def test_gaps_of_little_traffic_are_nothing_missing() -> None:
         decision = weigh(QUICK, there, decision, at_ms=start + BIN_MS)
         if decision.started_ms is not None and start >= START_MS:
             assert decision.action is Action.CONTINUE
+
+
+@pytest.mark.parametrize("margin", [{"margin_ratio": 2.0}, {"margin_pt": 20.0}])
+def test_before_anything_can_be_compared_nothing_is_promoted(margin: dict[str, float]) -> None:
+    """The first bin of a canary that nobody of the baseline has met: a margin in points is none yet."""
+    errors = Metric(name=ERRORS, kind=Kind.SHARE, warm_up=False, **margin)
+    others = tuple(replace(each, dry_run=True) for each in DEFAULT_METRICS[1:])
+    plan = replace(QUICK, metrics=(errors, *others))
+
+    found = looked(plan, [tally(Arm.CANDIDATE, 0, 2)])
+
+    assert found.action is Action.CONTINUE

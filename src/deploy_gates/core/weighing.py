@@ -457,7 +457,10 @@ def _unproved(draft: Decision) -> list[str]:
         if each.log_e_safe < draft.log_e_proof:
             more = f", about {each.needed:,} more requests" if each.needed else ""
             found.append(f"{_named(each.metric, each.aspect)} is not proved{more}")
+    provable = {each.metric for each in draft.readings if each.margin_ratio is not None}
     for name, metric in names.items():
+        if not draft.sums.metrics[name].seen or name not in provable:
+            found.append(f"nothing is known of {name} yet")  # and nothing is no proof
         if _log_harm(metric, draft.sums.metrics[name]) >= SUSPICION:
             found.append(f"{name} looks worse")
     return found
