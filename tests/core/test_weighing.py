@@ -358,7 +358,7 @@ def test_the_first_errors_are_a_hard_limit() -> None:
     )
 
     assert (found.action, found.cause) == (Action.ROLLBACK, ("errors.limit",))
-    assert "hard limit: 5 of the candidate's first 6 requests failed" in found.reason
+    assert found.reason == "errors reached the hard limit: 5 of the candidate's first 6 requests failed"
 
 
 def test_five_errors_of_many_are_no_hard_limit() -> None:

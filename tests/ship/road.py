@@ -38,9 +38,12 @@ class Road:
     waits: int = 0
     sent: int = 0
     told_ms: int = 0
+    first_ms: int = 0
+    """From here bins are counted: what users get in a bin depends on its number, not on the time of day."""
 
     def __post_init__(self) -> None:
         self.told_ms = (int(self.at.timestamp() * 1000) // BIN_MS - 24) * BIN_MS  # two minutes of the past
+        self.first_ms = self.told_ms
 
     def now(self) -> datetime:
         return self.at
@@ -110,7 +113,7 @@ class Road:
         self.told_ms = max(self.told_ms, end_ms)
 
     def _tally(self, arm: Arm, revision: int, start_ms: int, n: int) -> Tally:
-        rng = np.random.default_rng([start_ms, arm is Arm.CANDIDATE])
+        rng = np.random.default_rng([(start_ms - self.first_ms) // BIN_MS, arm is Arm.CANDIDATE])
         is_candidate = arm is Arm.CANDIDATE
         errors = int(rng.binomial(n, self.failing if is_candidate else 0.01))
         lengths = rng.lognormal(0, 0.8, n - errors)

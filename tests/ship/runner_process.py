@@ -93,7 +93,13 @@ class Runners:
 
 def road_of(road: Any) -> dict[str, Any]:
     """What a runner has to know to see the same users at the same time."""
-    return {"at": road.at.isoformat(), "failing": road.failing, "slower": road.slower, "told": road.told_ms}
+    return {
+        "at": road.at.isoformat(),
+        "failing": road.failing,
+        "slower": road.slower,
+        "told": road.told_ms,
+        "first": road.first_ms,
+    }
 
 
 # --- In the process -----------------------------------------------------------------------------
@@ -185,7 +191,7 @@ def _carry(url: str, task: dict[str, Any]) -> None:
             slower=given["slower"],
             sent=time.time_ns() // 1_000,  # numbers that none of these users has used before
         )
-        road.told_ms = given["told"]
+        road.told_ms, road.first_ms = given["told"], given["first"]
         more = {"now": road.now, "wait": road.wait}
 
     def crosses(where: str) -> None:

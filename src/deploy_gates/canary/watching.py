@@ -302,7 +302,10 @@ class _Watching:
         limit = self.plan.limit_errors / self.plan.limit_requests
         if users < self.plan.limit_requests or errors < max(self.plan.limit_errors, limit * started):
             return ""
-        return f"the hard limit: {errors:,} of {started:,} requests of the candidate's first users failed"
+        return (
+            f"{ERRORS} reached the hard limit: {errors:,} of {started:,} requests of the candidate's first "
+            f"users failed"
+        )
 
     def _look(
         self, *, has_ended: bool = False, moved: str = "", stale_s: float = 0.0, problem: str = ""

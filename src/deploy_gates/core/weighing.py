@@ -299,7 +299,10 @@ def _verdict(
     if draft.started_ms is None:
         return Action.HOLD, "the candidate got no request yet", ()
     if sums.first_errors >= max(plan.limit_errors, sums.first * plan.limit_errors / plan.limit_requests):
-        why = f"the hard limit: {sums.first_errors} of the candidate's first {sums.first} requests failed"
+        why = (
+            f"{ERRORS} reached the hard limit: {sums.first_errors:,} of the candidate's first {sums.first:,} "
+            f"requests failed"
+        )
         return Action.ROLLBACK, why, (f"{ERRORS}.limit",)
     if draft.log_e >= draft.log_e_limit:
         cause = _cause(plan, sums, weights)
