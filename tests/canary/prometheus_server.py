@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -14,40 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = "prometheus"
-CACHE = Path(tempfile.gettempdir()) / "deploy-gates-tests-prometheus"
+import debian
 
 
 def program(name: str = "prometheus") -> Path:
     """`prometheus` or `promtool`: installed, or unpacked from Debian's package, which installs nothing."""
     if found := shutil.which(name):
         return Path(found)
-    unpacked = CACHE / "usr" / "bin" / name
-    if not unpacked.exists():
-        _unpack()
-    return unpacked
-
-
-def _unpack() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        done = _download(folder)
-        if done.returncode:
-            subprocess.run(["apt-get", "update"], capture_output=True, check=False)
-            done = _download(folder)
-        packages = sorted(Path(folder).glob("*.deb"))
-        if not packages:
-            raise RuntimeError(
-                "these tests ask a real Prometheus server: put `prometheus` and `promtool` on the PATH "
-                f"(Debian's package {PACKAGE} has them; apt-get said: {done.stderr.decode()[-300:]})"
-            )
-        made = Path(folder) / "unpacked"
-        subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(made)], check=True)
-        with contextlib.suppress(OSError):  # another process was quicker
-            made.rename(CACHE)
-
-
-def _download(folder: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["apt-get", "download", PACKAGE], cwd=folder, capture_output=True, check=False)
+    try:
+        return debian.unpacked("prometheus") / "usr" / "bin" / name
+    except OSError as error:
+        raise RuntimeError(
+            "these tests ask a real Prometheus server: put `prometheus` and `promtool` on the PATH"
+        ) from error
 
 
 @dataclass(slots=True)

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from axe_playwright_python.base import AXE_FILE_PATH  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+import debian
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 PHONE = {"width": 360, "height": 740}
 WIDE = {"width": 1440, "height": 900}
@@ -22,30 +24,48 @@ WAIT_MS = 20_000
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
 
-def program() -> str:
-    """The browser of this machine: named by `BROWSER_FOR_TESTS`, on the PATH, or one that playwright has."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """A browser, and what its process has to be told."""
+
+    path: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def program() -> Program:
+    """The browser of this machine, or one unpacked from Debian's package, which installs nothing.
+
+    That of this machine is named by `BROWSER_FOR_TESTS`, on the PATH, or one that playwright has.
+    """
     named = os.environ.get("BROWSER_FOR_TESTS", "")
-    found = named or next((path for each in NAMES if (path := shutil.which(each))), "")
-    return found or _installed()
+    found = named or next((path for each in NAMES if (path := shutil.which(each))), "") or _of_playwright()
+    if found:
+        return Program(path=found)
+    try:
+        folder = debian.unpacked("chromium", with_libraries=True)
+    except OSError as error:
+        raise RuntimeError(
+            "no browser for the tests of the dashboard: `apt install chromium` or "
+            "`python -m playwright install chromium`, or name one in BROWSER_FOR_TESTS"
+        ) from error
+    unpacked = folder / "usr" / "lib" / "chromium" / "chromium"
+    return Program(path=str(unpacked), environment=debian.environment(folder))
 
 
-def _installed() -> str:
+def _of_playwright() -> str:
     with sync_playwright() as playwright:
         path = playwright.chromium.executable_path
-    assert Path(path).exists(), (
-        "no browser for the tests of the dashboard: `apt install chromium` or "
-        "`python -m playwright install chromium`, or name one in BROWSER_FOR_TESTS"
-    )
-    return path
+    return path if Path(path).exists() else ""
 
 
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser]:
     """One process of the browser, until the block ends."""
-    path = program()
+    found = program()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=path,
+            executable_path=found.path,
+            env={**os.environ, **found.environment},
             args=["--no-sandbox", "--disable-gpu", "--no-proxy-server"],
             timeout=60_000,
         )

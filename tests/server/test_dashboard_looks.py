@@ -135,11 +135,17 @@ def test_everything_but_live_updates_works_without_javascript(board: Board, brow
     assert "119" in texts["/eliminated"]
 
 
-def test_a_browser_that_is_missing_is_said() -> None:
+def test_a_browser_that_is_missing_is_said(tmp_path: Path) -> None:
+    nothing = {
+        "PATH": "",
+        "BROWSER_FOR_TESTS": "",
+        "PLAYWRIGHT_BROWSERS_PATH": "/nowhere",
+        "TMPDIR": str(tmp_path),
+    }
     done = subprocess.run(
         [sys.executable, "-c", "import browser; browser.program()"],
         cwd=Path(__file__).parent,
-        env=os.environ | {"PATH": "", "BROWSER_FOR_TESTS": "", "PLAYWRIGHT_BROWSERS_PATH": "/nowhere"},
+        env=os.environ | nothing | {"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
