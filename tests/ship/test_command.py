@@ -17,6 +17,7 @@ from users import Users
 from deploy_gates import envelope
 from deploy_gates.core.canonical import short
 from deploy_gates.core.gate import Verdict
+from deploy_gates.core.release import Promotion
 from deploy_gates.store import open_store
 from project import Project
 from sealed import seal
@@ -42,6 +43,13 @@ margin_ratio = 10.0
 weight = 50
 """
 """Margins so wide that a quick test sees them."""
+FROZEN = """weight = 50
+
+[[tool.deploy_gates.ship.freezes]]
+environment = "staging"
+since = "2026-01-01T00:00:00Z"
+until = "2126-01-01T00:00:00Z"
+"""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -97,6 +105,15 @@ def changed(project: Project, wording: str) -> str:
     project.record()
     project.commit(wording)
     return seal(project)
+
+
+def promotions(url: str) -> tuple[Promotion, ...]:
+    """All there are, newest first."""
+    store = open_store(url)
+    try:
+        return store.promotions()
+    finally:
+        store.close()
 
 
 def test_a_merge_ends_in_production_and_a_bad_one_does_not(
@@ -218,6 +235,59 @@ def test_a_dry_run_tells_every_step_and_moves_nothing(project: Project, run: Com
     assert "development  r0 → r1" in told.stdout
     assert "nothing was moved" in told.stdout
     assert run("status", "--json").stdout.strip() == "[]"
+
+
+def test_a_dry_run_says_what_would_be_waited_for(project: Project, run: Command) -> None:
+    seal(project)
+    run("ship")
+    changed(project, "Be calm.")
+
+    blind = run("ship", "--dry-run")
+    project.edit("weight = 50", FROZEN, "pyproject.toml")
+    frozen = run("ship", "--dry-run", "--low-traffic")
+
+    assert [blind.returncode, frozen.returncode] == [1, 1]
+    assert "production   held: nobody has reported a request" in blind.stdout
+    assert "hint: deploy-gates ship --low-traffic goes on all the same" in blind.stdout
+    assert "staging      held: staging is frozen until" in frozen.stdout
+
+
+def test_what_is_held_goes_on_once_it_is_asked_for_otherwise(
+    project: Project, run: Command, url: str
+) -> None:
+    project.edit("weight = 50", FROZEN, "pyproject.toml")
+    seal(project)
+
+    frozen, still = run("ship"), run("ship")
+    through = run("ship", "--through-freeze", "it is urgent")
+    changed(project, "Be calm.")
+    project.edit(FROZEN, "weight = 50", "pyproject.toml")
+    blind = run("ship")
+    seen = run("ship", "--low-traffic", "--detach")
+
+    assert [frozen.returncode, still.returncode, blind.returncode] == [1, 1, 1]
+    assert "held         " in still.stdout
+    assert "--through-freeze REASON` does not wait" in still.stderr
+    assert through.returncode == 0, through.stdout + through.stderr
+    assert "nobody has reported a request" in blind.stdout
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    assert "sends 50 %" in seen.stdout
+    states = [each.state.value for each in promotions(url)]
+    assert states == ["running", "superseded", "shipped", "superseded"]
+
+
+def test_what_is_held_under_settings_that_have_changed_is_carried_under_the_new_ones(
+    project: Project, run: Command
+) -> None:
+    project.edit("weight = 50", "weight = 50\napprovals = { staging = 1 }", "pyproject.toml")
+    seal(project)
+
+    held = run("ship")
+    project.edit("approvals = { staging = 1 }", "", "pyproject.toml")
+    done = run("ship")
+
+    assert held.returncode == 1
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_until_staging_stops_there(project: Project, run: Command) -> None:

@@ -45,10 +45,13 @@ TERMS = Terms(
 )
 
 
-def proposed(store: Store, number: int = 1, *, until: str = "production", **fields: Any) -> Promotion:
+def proposed(
+    store: Store, number: int = 1, *, until: str = "production", is_anew: bool = False, **fields: Any
+) -> Promotion:
     digest = a_release(store, number)
     release = Release(config=CONFIG, digest=digest, actor="ada", reason="calmer tone", commit="c0ffee")
-    return store.propose(replace(release, **fields), until=until, policy=POLICY, terms=TERMS)
+    release = replace(release, **fields)
+    return store.propose(release, until=until, policy=POLICY, terms=TERMS, is_anew=is_anew)
 
 
 def found(store: Store, made: Promotion) -> Promotion:
@@ -114,6 +117,27 @@ def test_a_digest_that_is_on_its_way_is_proposed_once(store: Store) -> None:
     assert again == [taken, queued]
     assert again[0].release.actor == "ada"
     assert len(store.promotions()) == 2
+
+
+def test_one_that_stands_still_is_proposed_anew_where_that_is_asked_for(store: Store) -> None:
+    running = store.take(proposed(store).id, "runner-1")
+
+    carried = proposed(store, is_anew=True)
+    store.let_go(running)
+    anew = proposed(store, is_anew=True)
+
+    assert carried.id == running.id
+    assert anew.id != running.id
+    assert (anew.state, anew.release) == (State.RUNNING, running.release)
+    assert found(store, running).state is State.SUPERSEDED
+
+
+def test_one_whose_candidate_users_have_is_not_proposed_anew(store: Store) -> None:
+    served(store, a_release(store, 7))
+    left = proposed(store, 1)
+    served(store, left.release.digest, weight_bp=500)
+
+    assert proposed(store, 1, is_anew=True) == left
 
 
 def test_one_runs_and_the_newest_of_the_others_comes_next(store: Store) -> None:

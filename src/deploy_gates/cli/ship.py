@@ -283,7 +283,6 @@ def _terminable() -> Iterator[None]:
 
 def _foretell(carrier: Carrier, promotions: Sequence[Promotion], as_json: bool) -> int:
     """Go through every step as if each went well, by the same rules, and do none."""
-    from deploy_gates.core.release import Conclude, State
     from deploy_gates.ship.foretelling import foretold
 
     screen, status, told = terminal(), DONE, list[Json]()
@@ -291,12 +290,14 @@ def _foretell(carrier: Carrier, promotions: Sequence[Promotion], as_json: bool) 
         release = promotion.release
         if not as_json:
             print(f"\n{screen.said(release.config)}  {short(release.digest)}\n")
-        for place, said, following in foretold(carrier, promotion):
-            told.append({"config": release.config, "environment": place, "said": said})
-            if not as_json:
-                print(screen.said(f"  {place or 'evidence':<13}{said}"))
-            is_well = not isinstance(following, Conclude) or following.state is State.SHIPPED
-            status = status if is_well else REFUSED
+        for each in foretold(carrier, promotion):
+            told.append({"config": release.config, "place": each.place, "said": each.said})
+            status = status if each.is_well else REFUSED
+            if as_json:
+                continue
+            print(screen.said(f"  {each.place:<13}{each.said}"))
+            if each.hint:
+                print(screen.said(f"\n  hint: {each.hint}"))
     if as_json:
         print_json(told)
     else:
@@ -427,6 +428,8 @@ class _Screen:
                         standing=self._standings.get(each.id),
                     )
                 )
+                if hint := shipping.hint(each):
+                    print(self._terminal.said(f"hint: {hint}"), file=sys.stderr)
             if not each.state.is_final and (was_interrupted or is_detached):
                 for line in _left(each, clock.now()):
                     print(f"  {self._terminal.said(line)}")

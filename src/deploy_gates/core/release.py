@@ -7,7 +7,7 @@ so whoever asks next, on whatever machine, goes on where the last one stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
@@ -172,6 +172,11 @@ class Promotion:
         last = self.journal[-1] if self.journal else None
         return last.said if last is not None and last.status is Status.HELD else ""
 
+    def asked_otherwise(self, *, until: str, policy: str, terms: Terms, now: datetime) -> bool:
+        """Whether one proposed now would go further, or by other rules than this one."""
+        is_further = ENVIRONMENTS.index(until) > ENVIRONMENTS.index(self.until)
+        return is_further or policy != self.policy or terms.at(now) != self.terms.at(now)
+
     def key(self, step: Step) -> str:
         """The idempotency key of the move a step makes: whoever makes it again makes it once."""
         return f"promotion-{self.id}/{step.act.value}"
@@ -225,6 +230,18 @@ class Terms:
     """Whether development and staging ask the smoke cases."""
     low_traffic: bool = False
     """Whether a canary may begin that is not able to see its own margins."""
+
+    def keeping(self, before: Terms, *, weight_bp: int | None) -> Terms:
+        """These, for one that is proposed anew: what was said by hand need not be said again.
+
+        A freeze is another matter: whoever goes through it says so each time.
+        """
+        low_traffic = self.low_traffic or before.low_traffic
+        return replace(self, weight_bp=weight_bp or before.weight_bp, low_traffic=low_traffic)
+
+    def at(self, now: datetime) -> Terms:
+        """These, with the freezes of this moment alone."""
+        return replace(self, freezes=tuple(each for each in self.freezes if each.since <= now < each.until))
 
     def to_json(self) -> JsonObject:
         freezes: list[Json] = [

@@ -119,6 +119,14 @@ def last_line(
     return terminal.said(f"{_clock(promotion.concluded_at or now)}  {pad(word, NAME_WIDTH)}{said}")
 
 
+def hint(promotion: Promotion) -> str:
+    """What helps a promotion that has ended badly or stands still; empty: nothing is known to."""
+    if promotion.state is State.ROLLED_BACK and promotion.outcome(Act.ANALYSIS, PRODUCTION) is not None:
+        return "the golden cases accept what production rejects; add such a case before the next try"
+    last = promotion.journal[-1] if promotion.journal else None
+    return str(last.data.get("hint", "")) if last is not None else ""
+
+
 # --- Rows ---------------------------------------------------------------------------------------
 
 
@@ -250,10 +258,9 @@ def _end(
     ]
     yield f"  {terminal.ink(word, color)}  {told[0]}"
     yield from (" " * indent + each for each in told[1:])
-    hint = _hint(promotion)
-    if hint:
+    if said := hint(promotion):
         yield ""
-        yield from ("  " + terminal.ink(each, _DIM) for each in _folded(f"hint: {hint}", terminal, 2))
+        yield from ("  " + terminal.ink(each, _DIM) for each in _folded(f"hint: {said}", terminal, 2))
 
 
 def _true_now(promotion: Promotion, decision: Decision | None, standing: Standing | None) -> Iterator[str]:
@@ -276,13 +283,6 @@ def _true_now(promotion: Promotion, decision: Decision | None, standing: Standin
     if decision is not None and promotion.state is State.ROLLED_BACK:
         of = decision.arms.baseline + decision.arms.candidate
         yield f"{short(promotion.release.digest)} answered {decision.arms.candidate:,} of {of:,} requests"
-
-
-def _hint(promotion: Promotion) -> str:
-    if promotion.state is State.ROLLED_BACK and promotion.outcome(Act.ANALYSIS, PRODUCTION) is not None:
-        return "the golden cases accept what production rejects; add such a case before the next try"
-    last = promotion.journal[-1] if promotion.journal else None
-    return str(last.data.get("hint", "")) if last is not None else ""
 
 
 def _folded(text: str, terminal: Terminal, indent: int) -> list[str]:

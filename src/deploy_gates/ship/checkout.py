@@ -157,7 +157,8 @@ class Checkout:
         """Put the config as it is here on its way; `None` where `until` serves it to everybody already.
 
         `Refused` where this digest was rolled back there before, unless it is a `retry`: every further try
-        is one more chance for a harmful change to slip through.
+        is one more chance for a harmful change to slip through. One that is held, and would not be asked for
+        in this way any more, is proposed anew.
         """
         release = self.release(store, name, actor)
         last = next((each for each in store.promotions(name) if each.release.digest == release.digest), None)
@@ -173,8 +174,13 @@ class Checkout:
             )
         if through_freeze:
             release = replace(release, reason=f"{release.reason} (through the freeze: {through_freeze})")
+        policy = self.settled.policy.digest
         terms = self.terms(weight_bp=weight_bp, through_freeze=through_freeze, low_traffic=low_traffic)
-        return store.propose(release, until=until, policy=self.settled.policy.digest, terms=terms)
+        is_anew = False
+        if last is not None and is_open and last.held:
+            terms = terms.keeping(last.terms, weight_bp=weight_bp)
+            is_anew = last.asked_otherwise(until=until, policy=policy, terms=terms, now=clock.now())
+        return store.propose(release, until=until, policy=policy, terms=terms, is_anew=is_anew)
 
     def verified(self, store: Store, promotion: Promotion) -> Came:
         """The evidence of a promotion: handed in from here where it is here, and enough as far as it goes."""
@@ -248,7 +254,8 @@ def admission(store: Store, promotion: Promotion, keys: Sequence[PublicKey] = ()
     if last is None:
         what = "was gathered under another policy" if records else "is missing"
         return _held(
-            f"the evidence for {short(release.digest)} {what}", hint="pytest --deploy-gates, then ship again"
+            f"the evidence for {short(release.digest)} {what}",
+            hint=f"pytest --deploy-gates --gate-all --gate-config={release.config}, then ship again",
         )
     if last.verdict == Verdict.FAIL or last.revoked_by:
         return Came(

@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from deploy_gates.core.canary import Action
 from deploy_gates.core.canonical import JsonObject, short
 from deploy_gates.core.promotion import Deployment
-from deploy_gates.core.release import Act, Conclude, Entry, Facts, Next, Promotion, Status, Step, next_step
+from deploy_gates.core.release import (
+    Act,
+    Conclude,
+    Entry,
+    Facts,
+    Hold,
+    Promotion,
+    State,
+    Status,
+    Step,
+    next_step,
+)
 from deploy_gates.ship.carrying import MOVES, Carrier
 from deploy_gates.ship.checkout import Came
+from deploy_gates.ship.judging import unseen
 
 
-def foretold(carrier: Carrier, promotion: Promotion) -> Iterator[tuple[str, str, Next]]:
-    """Where what would be done, as if every step went well: environment, words, and the step itself."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Foretold:
+    """One thing that would happen."""
+
+    place: str
+    """The environment, `evidence`, or how it would end."""
+    said: str
+    hint: str = ""
+    is_well: bool
+    """Whether it would go on, or end in the last environment."""
+
+
+def foretold(carrier: Carrier, promotion: Promotion) -> Iterator[Foretold]:
+    """What would be done, as if everything went well that only trying can tell."""
     facts = carrier.facts(promotion)
     while True:
         following = next_step(promotion, facts)
-        place = "" if isinstance(following, Conclude) else following.environment
-        if not isinstance(following, Step):
-            yield place, following.reason, following
+        if isinstance(following, Conclude):
+            yield Foretold(place=following.state.value, said=following.reason, is_well=_is_well(following))
             return
-        came = _as_if(promotion, following, facts)
-        if following.act is Act.ADMIT:
-            came = carrier.admit(promotion)
-        yield place, str(came.data["said"]), following
-        if came.status is Status.HELD:
+        place = following.environment or following.act.value
+        if isinstance(following, Hold):
+            yield Foretold(place=place, said=f"held: {following.reason}", hint=following.hint, is_well=False)
+            return
+        came = _came(carrier, promotion, following, facts)
+        is_held = came.status is Status.HELD
+        yield Foretold(
+            place=place,
+            said=("held: " if is_held else "") + str(came.data["said"]),
+            hint=str(came.data.get("hint", "")),
+            is_well=came.status is Status.DONE,
+        )
+        if is_held:
             return
         entry = Entry(
             promotion=promotion.id,
@@ -40,6 +71,18 @@ def foretold(carrier: Carrier, promotion: Promotion) -> Iterator[tuple[str, str,
         )
         promotion = replace(promotion, journal=(*promotion.journal, entry))
         facts = _moved(promotion, following, facts)
+
+
+def _is_well(end: Conclude) -> bool:
+    return end.state is State.SHIPPED
+
+
+def _came(carrier: Carrier, promotion: Promotion, step: Step, facts: Facts) -> Came:
+    """What would come of a step: really, where that moves nothing."""
+    if step.act is Act.ADMIT:
+        return carrier.admit(promotion)
+    blind = unseen(carrier.store, promotion, step.environment, facts.now) if step.act is Act.CANARY else None
+    return blind or _as_if(promotion, step, facts)
 
 
 def _as_if(promotion: Promotion, step: Step, facts: Facts) -> Came:

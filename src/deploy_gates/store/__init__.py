@@ -184,12 +184,15 @@ class Store(Protocol):
 
     # Promotions
 
-    def propose(self, release: Release, *, until: str, policy: str, terms: Terms) -> Promotion:
+    def propose(
+        self, release: Release, *, until: str, policy: str, terms: Terms, is_anew: bool = False
+    ) -> Promotion:
         """Put a release on its way; the promotion that is under way already where it is the same digest.
 
         One promotion of a config runs at a time. Another one is queued, and supersedes what was queued
         before it. One that stands still (nobody holds its lease, and it has no candidate in any
-        environment) is superseded as well, and the new one runs. `Refused` where the config is not kept.
+        environment) is superseded as well, and the new one runs; with `is_anew` also where it is the same
+        digest. `Refused` where the config is not kept.
         """
 
     def promotion(self, id: int) -> Promotion | None:

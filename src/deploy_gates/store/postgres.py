@@ -366,9 +366,12 @@ class PostgresStore:
 
     # --- Promotions -----------------------------------------------------------------------------
 
-    def propose(self, release: Release, *, until: str, policy: str, terms: Terms) -> Promotion:
+    def propose(
+        self, release: Release, *, until: str, policy: str, terms: Terms, is_anew: bool = False
+    ) -> Promotion:
         def put(connection: Connection) -> Promotion:
             values = of_release(release) | {
+                "is_anew": is_anew,
                 "until": until,
                 "policy": policy,
                 "terms": json.dumps(terms.to_json()),
@@ -779,25 +782,29 @@ SELECT pg_advisory_xact_lock(hashtextextended('promotion:' || %(config)s, 0))
 """
 """One at a time proposes or concludes promotions of a config."""
 
-_UNDER_WAY = """
-SELECT * FROM promotion
-WHERE config = %(config)s AND digest = %(digest)s AND state IN ('queued', 'running')
-"""
-
 _NEXT_PROMOTION = "SELECT nextval(pg_get_serial_sequence('promotion', 'id')) AS id"
 
 # What is queued, and what runs with nobody behind it and nothing of it in front of users.
-_SUPERSEDE = """
+_STANDS_STILL = """
+(state = 'queued'
+    OR (state = 'running' AND lease_until_ms <= now_ms()
+        AND NOT EXISTS (SELECT 1 FROM deployment AS d
+                        WHERE d.config = promotion.config AND d.candidate = promotion.digest)))
+"""
+
+_UNDER_WAY = f"""
+SELECT * FROM promotion
+WHERE config = %(config)s AND digest = %(digest)s AND state IN ('queued', 'running')
+    AND NOT (%(is_anew)s AND {_STANDS_STILL})
+"""
+
+_SUPERSEDE = f"""
 UPDATE promotion
 SET state = 'superseded',
     conclusion = %(conclusion)s,
     concluded_at_ms = greatest(now_ms(), proposed_at_ms),
     version = 2 * (SELECT count(*) FROM journal WHERE promotion = promotion.id) + 2
-WHERE config = %(config)s
-    AND (state = 'queued'
-        OR (state = 'running' AND lease_until_ms <= now_ms()
-            AND NOT EXISTS (SELECT 1 FROM deployment AS d
-                            WHERE d.config = promotion.config AND d.candidate = promotion.digest)))
+WHERE config = %(config)s AND {_STANDS_STILL}
 """
 
 _PROPOSE = """

@@ -453,9 +453,12 @@ class SqliteStore:
 
     # --- Promotions -----------------------------------------------------------------------------
 
-    def propose(self, release: Release, *, until: str, policy: str, terms: Terms) -> Promotion:
+    def propose(
+        self, release: Release, *, until: str, policy: str, terms: Terms, is_anew: bool = False
+    ) -> Promotion:
         def put(connection: sqlite3.Connection) -> Promotion:
             values = of_release(release) | {
+                "is_anew": is_anew,
                 "until": until,
                 "policy": policy,
                 "terms": json.dumps(terms.to_json()),
@@ -944,25 +947,29 @@ SET serving_since_ms
 """
 
 
-_UNDER_WAY = """
-SELECT * FROM promotion
-WHERE config = :config AND digest = :digest AND state IN ('queued', 'running')
-"""
-
 _NEXT_PROMOTION = "SELECT coalesce(max(seq), 0) + 1 AS id FROM sqlite_sequence WHERE name = 'promotion'"
 
 # What is queued, and what runs with nobody behind it and nothing of it in front of users.
-_SUPERSEDE = """
+_STANDS_STILL = """
+(state = 'queued'
+    OR (state = 'running' AND lease_until_ms <= now_ms()
+        AND NOT EXISTS (SELECT 1 FROM deployment AS d
+                        WHERE d.config = promotion.config AND d.candidate = promotion.digest)))
+"""
+
+_UNDER_WAY = f"""
+SELECT * FROM promotion
+WHERE config = :config AND digest = :digest AND state IN ('queued', 'running')
+    AND NOT (:is_anew AND {_STANDS_STILL})
+"""
+
+_SUPERSEDE = f"""
 UPDATE promotion
 SET state = 'superseded',
     conclusion = :conclusion,
     concluded_at_ms = max(now_ms(), proposed_at_ms),
     version = 2 * (SELECT count(*) FROM journal WHERE promotion = promotion.id) + 2
-WHERE config = :config
-    AND (state = 'queued'
-        OR (state = 'running' AND lease_until_ms <= now_ms()
-            AND NOT EXISTS (SELECT 1 FROM deployment AS d
-                            WHERE d.config = promotion.config AND d.candidate = promotion.digest)))
+WHERE config = :config AND {_STANDS_STILL}
 """
 
 _PROPOSE = """
