@@ -177,6 +177,32 @@ def test_bad_input_behind_good_bins_is_still_noticed(
     assert f"line {len(path.read_text().splitlines())}" in done.stderr
 
 
+@pytest.mark.parametrize("times", [1.0, 2.0], ids=["promoted", "rolled back"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: gzip.compress(text)[:-100],
+        lambda text: text + LINE.replace("1}", "NaN}").encode(),
+        lambda text: text + LINE.encode(),
+    ],
+    ids=["cut off", "NaN", "time goes backwards"],
+)
+def test_what_is_wrong_behind_the_look_that_decides_is_noticed_and_nothing_is_promoted(
+    run: Run, recorded: Callable[..., str], tmp_path: Path, times: float, spoil: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / recorded(times=times)
+    before = run("replay", path.name, "--json")
+    path.write_bytes(spoil(path.read_bytes()))
+
+    done = run("replay", path.name)
+
+    assert json.loads(before.stdout)["decision"]["action"] == ("promote" if times == 1 else "rollback")
+    assert json.loads(before.stdout)["decision"]["at_s"] < 200
+    assert done.returncode == 2
+    assert re.search(r"traffic.ndjson, line [\d]+: ", done.stderr)
+    assert "promote" not in done.stdout.lower()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

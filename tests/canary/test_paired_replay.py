@@ -246,3 +246,17 @@ def test_pairs_that_cannot_be_read_are_told_with_their_line(project: Project) ->
     assert done.returncode == 2
     assert "pairs.ndjson, line 2: `candidate.latency_s` is -1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_wrong_behind_the_pair_that_decides_is_noticed(project: Project) -> None:
+    fails = '{"id": "a", "baseline": {"error": false, "latency_s": 1}, "candidate": {"error": true}}\n'
+    (project.root / "pairs.ndjson").write_text(fails * 50)
+    decided = command(project, "--from", "pairs.ndjson", "--json")
+    (project.root / "pairs.ndjson").write_text(fails * 50 + "{\n")
+
+    done = command(project, "--from", "pairs.ndjson")
+
+    assert json.loads(decided.stdout)["finding"]["action"] == "rollback"
+    assert json.loads(decided.stdout)["finding"]["pairs"] < 50
+    assert done.returncode == 2
+    assert "pairs.ndjson, line 51" in done.stderr

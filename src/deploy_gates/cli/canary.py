@@ -380,20 +380,27 @@ def _replay(asked: argparse.Namespace) -> int:
 
 
 def _weighed(plan: Plan, steps: Iterable[tuple[int, tuple[Tally, ...]]], screen: _Screen) -> list[Decision]:
-    """The looks up to the one that decides."""
+    """The looks up to the one that decides. What comes after it is read all the same, and may be no traffic.
+
+    Until the end is reached, nobody is told of a promotion.
+    """
     with _extra():
+        from deploy_gates.core.canary import Action
         from deploy_gates.core.weighing import weigh
 
     history: list[Decision] = []
     decision: Decision | None = None
     for at_ms, tallies in steps:
+        if decision is not None and decision.has_ended:
+            continue
         if decision is None and tallies:
             plan = replace(plan, unit=tallies[0].unit)
         decision = weigh(plan, tallies, decision, at_ms=at_ms)
         _keep(history, decision)
+        if decision.action is not Action.PROMOTE:
+            screen.show(history[-1])
+    if history and history[-1].action is Action.PROMOTE:
         screen.show(history[-1])
-        if decision.has_ended:
-            break
     return history
 
 
@@ -711,7 +718,7 @@ def _pair(asked: argparse.Namespace) -> int:
     spent: Json = None
     note = ""
     if asked.recorded:
-        for each in pairs.read_pairs(Path(asked.recorded)):
+        for each in tuple(pairs.read_pairs(Path(asked.recorded))):  # to the end: a line of them may be none
             if pairing.add(each).has_ended:
                 break
     else:
