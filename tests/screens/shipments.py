@@ -69,8 +69,10 @@ def promotion(rows: list[Row], **fields: object) -> Promotion:
     return Promotion(**{**given, **fields})  # type: ignore[arg-type]  # by field
 
 
-def standing(baseline: str, revision: int, took: timedelta, clients: int = 12) -> Standing:
-    """Production at a revision, with clients that have it."""
+def standing(
+    baseline: str, revision: int, took: timedelta, clients: int = 12, candidate: str = ""
+) -> Standing:
+    """Production at a revision, with clients that have it; a candidate has 5 % of it."""
     changed_at = START + timedelta(minutes=5)
     made = Deployment(
         config="ticket-triage",
@@ -78,6 +80,8 @@ def standing(baseline: str, revision: int, took: timedelta, clients: int = 12) -
         revision=revision,
         kind=Kind.PROMOTE,
         baseline=baseline,
+        candidate=candidate,
+        weight_bp=500 if candidate else 0,
         changed_at=changed_at,
     )
     instances = tuple(

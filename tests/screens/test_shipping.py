@@ -105,6 +105,24 @@ def test_what_waits_says_for_what() -> None:
     assert "  hint: deploy-gates approve ticket-triage" in said
 
 
+def test_what_was_left_says_who_has_the_candidate() -> None:
+    begun = shipments.standing(shipments.OLD, 42, timedelta(milliseconds=20), candidate=shipments.NEW)
+
+    said = block(shipments.promotion(shipments.UNDER_WAY), None, begun, has_stopped=True)
+
+    assert (
+        "  LEFT  production serves 5 % 8a41d07 and otherwise 3f9c2e1 (r42); 12 of 12 clients have it" in said
+    )
+
+
+def test_what_another_runner_carries_says_which() -> None:
+    carried = shipments.promotion(
+        shipments.UNDER_WAY, owner="lin@desk:71:0f", lease_until=NOW + timedelta(seconds=9)
+    )
+
+    assert "  UNDER WAY  lin@desk:71 carries 8a41d07" in block(carried, has_stopped=True)
+
+
 def test_what_was_served_before_is_no_step() -> None:
     here = [each for each in shipments.UNDER_WAY if each[2] != "development"]
 

@@ -172,6 +172,10 @@ class Promotion:
         last = self.journal[-1] if self.journal else None
         return last.said if last is not None and last.status is Status.HELD else ""
 
+    def is_carried(self, now: datetime) -> bool:
+        """Whether a runner has it in hand."""
+        return not self.state.is_final and self.lease_until is not None and self.lease_until > now
+
     def asked_otherwise(self, *, until: str, policy: str, terms: Terms, now: datetime) -> bool:
         """Whether one proposed now would go further, or by other rules than this one."""
         is_further = ENVIRONMENTS.index(until) > ENVIRONMENTS.index(self.until)

@@ -11,7 +11,7 @@ from deploy_gates.core.promotion import Standing
 from deploy_gates.core.release import PRODUCTION, Act, Entry, Promotion, State, Status
 from deploy_gates.report import canary, quantities
 from deploy_gates.report.record import Terminal, following, percent
-from deploy_gates.report.text import clip, pad, pad_left, width, wrap
+from deploy_gates.report.text import clip, counted, pad, pad_left, width, wrap
 
 NAME_WIDTH = 13
 """Columns of the name of a step: `development` and a gap."""
@@ -29,8 +29,8 @@ _WORDS = {
     State.SUPERSEDED: ("SUPERSEDED", _YELLOW),
     State.ABORTED: ("ABORTED", _RED),
     State.QUEUED: ("QUEUED", _YELLOW),
-    State.RUNNING: ("HELD", _YELLOW),
 }
+_HELD, _CARRIED, _LEFT = ("HELD", _YELLOW), ("UNDER WAY", _YELLOW), ("LEFT", _YELLOW)
 
 
 def block(
@@ -56,7 +56,7 @@ def block(
     if decision is not None and decision.started_ms is not None:
         lines += canary.metrics(decision, terminal)
     if promotion.state.is_final or has_stopped:
-        lines += ["", *_end(promotion, terminal, decision, standing)]
+        lines += ["", *_end(promotion, terminal, decision, standing, now)]
     elif note:
         lines += ["", *("    " + terminal.ink(each, _DIM) for each in _folded(note, terminal, 4))]
     return [*lines, ""]
@@ -114,8 +114,8 @@ def last_line(
     standing: Standing | None = None,
 ) -> str:
     """How it ended, or why it stands still, on one line."""
-    word = _WORDS[promotion.state][0].lower()
-    said = "; ".join(_true_now(promotion, decision, standing))
+    word = _word(promotion, now)[0].lower()
+    said = "; ".join(_true_now(promotion, decision, standing, now))
     return terminal.said(f"{_clock(promotion.concluded_at or now)}  {pad(word, NAME_WIDTH)}{said}")
 
 
@@ -222,7 +222,7 @@ def _proof(promotion: Promotion) -> str:
         str(each.get("metric")) for each in metrics if isinstance(each, dict) and not each.get("dry_run")
     }
     requests = sum(int(str(arms.get(each, 0))) for each in ("baseline", "candidate"))
-    return f"{len(names)} metrics safe after {requests:,} requests"
+    return f"{counted(len(names), 'metric')} safe after {requests:,} requests"
 
 
 def _drawn(row: tuple[str, str, str, str], terminal: Terminal) -> str:
@@ -243,7 +243,11 @@ def _drawn(row: tuple[str, str, str, str], terminal: Terminal) -> str:
 
 
 def _end(
-    promotion: Promotion, terminal: Terminal, decision: Decision | None, standing: Standing | None
+    promotion: Promotion,
+    terminal: Terminal,
+    decision: Decision | None,
+    standing: Standing | None,
+    now: datetime,
 ) -> Iterator[str]:
     why = "" if promotion.state is State.SHIPPED else promotion.conclusion
     if decision is not None and promotion.state is State.ROLLED_BACK:
@@ -251,11 +255,10 @@ def _end(
     if why:
         yield from ("    " + each for each in _folded(why, terminal, 4))
         yield ""
-    word, color = _WORDS[promotion.state]
+    word, color = _word(promotion, now)
     indent = 4 + len(word)
-    told = [
-        each for text in _true_now(promotion, decision, standing) for each in _folded(text, terminal, indent)
-    ]
+    true_now = _true_now(promotion, decision, standing, now)
+    told = [each for text in true_now for each in _folded(text, terminal, indent)]
     yield f"  {terminal.ink(word, color)}  {told[0]}"
     yield from (" " * indent + each for each in told[1:])
     if said := hint(promotion):
@@ -263,14 +266,26 @@ def _end(
         yield from ("  " + terminal.ink(each, _DIM) for each in _folded(f"hint: {said}", terminal, 2))
 
 
-def _true_now(promotion: Promotion, decision: Decision | None, standing: Standing | None) -> Iterator[str]:
+def _word(promotion: Promotion, now: datetime) -> tuple[str, str]:
+    """How it ended, or why it does not go on here, and the color of that."""
+    if promotion.state is not State.RUNNING:
+        return _WORDS[promotion.state]
+    return _CARRIED if promotion.is_carried(now) else _HELD if promotion.held else _LEFT
+
+
+def _true_now(
+    promotion: Promotion, decision: Decision | None, standing: Standing | None, now: datetime
+) -> Iterator[str]:
     """What everybody is served now, and what the candidate cost."""
-    if standing is not None:
+    if promotion.is_carried(now):
+        yield f"{promotion.owner.rpartition(':')[0]} carries {short(promotion.release.digest)}"
+    elif standing is not None:
         deployment = standing.deployment
         clients = f"; {following(standing, 'have it')}" if standing.instances else ""
         again = " again" if promotion.state is State.ROLLED_BACK else ""
-        serves = f"serves {short(deployment.baseline)}{again} (r{deployment.revision})"
-        yield f"{deployment.environment} {serves}{clients}"
+        share = f"{percent(deployment.weight_bp)} {short(deployment.candidate)} and otherwise "
+        serves = f"{share if deployment.candidate else ''}{short(deployment.baseline)}{again}"
+        yield f"{deployment.environment} serves {serves} (r{deployment.revision}){clients}"
     elif promotion.state is State.SHIPPED:
         yield promotion.conclusion
     elif not promotion.state.is_final:

@@ -87,9 +87,7 @@ class Caretaker:
 
     def is_left(self, promotion: Promotion) -> bool:
         """Whether nobody carries it, and there is something that can be done from here."""
-        if promotion.lease_until is not None and promotion.lease_until > self._now():
-            return False
-        if promotion.state is State.QUEUED:
+        if promotion.is_carried(self._now()) or promotion.state is State.QUEUED:
             return False
         carrier = Carrier(store=self._store, owner=self._owner)
         following = next_step(promotion, carrier.facts(promotion))

@@ -120,7 +120,7 @@ class Carrier:
                 yield from self.carry(id) if not promotion.state.is_final else (Told(promotion=promotion),)
                 return
             front = self._front(promotion)
-            if front is not None and (front.lease_until is None or front.lease_until <= self.now()):
+            if front is not None and not front.is_carried(self.now()):
                 for told in self._finished(front):
                     yield Told(promotion=promotion, hold=_queued(front), look=told.look)
             elif front is not None and (waits := _queued(front)).reason != said:
@@ -131,8 +131,7 @@ class Carrier:
     def settle(self, config: str) -> None:
         """End what has only to be said: promotions of a config whose runner died before the last line."""
         for each in self.store.promotions(config, is_open=True):
-            is_left = each.lease_until is None or each.lease_until <= self.now()
-            if each.state is not State.RUNNING or not is_left:
+            if each.state is not State.RUNNING or each.is_carried(self.now()):
                 continue
             if isinstance(next_step(each, self.facts(each)), Conclude):
                 for _ in self._finished(each):

@@ -139,7 +139,7 @@ class Dashboard:
         except DeployGatesError as error:
             lacking = error.message
         now = clock.now()
-        is_left = promotion.lease_until is None or promotion.lease_until <= now
+        is_left = not promotion.state.is_final and not promotion.is_carried(now)
         return self._page(
             request,
             visitor,
@@ -153,8 +153,8 @@ class Dashboard:
             standings=standings,
             eliminated=eliminated.eliminated(promotion, await in_thread(self._arrived, promotion)),
             rollback=views.rollback_of(production, promotion),
-            can_resume=not promotion.state.is_final and is_left and self.service.caretaker is not None,
-            is_left=not promotion.state.is_final and is_left,
+            can_resume=is_left and self.service.caretaker is not None,
+            is_left=is_left,
             has_canary=promotion.outcome(Act.CANARY, PRODUCTION) is not None,
             kept_days=TALLIES_KEPT.days,
             carries=self.service.caretaker is not None,
