@@ -17,8 +17,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 START_S = 60.0
@@ -43,6 +43,8 @@ class Server:
     programs: Path
     folder: Path
     port: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables it gets besides ours."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,6 +68,7 @@ class Server:
                 group=_other_group(),
                 extra_groups=[] if os.geteuid() == 0 else None,
                 cwd="/",
+                env=os.environ | self.environment,
             )
         deadline = time.monotonic() + START_S
         while True:
@@ -103,7 +106,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def own_server() -> Iterator[Server]:
+def own_server(environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A server that no other test uses."""
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     try:
@@ -127,7 +130,7 @@ def own_server() -> Iterator[Server]:
         )
         if made.returncode != 0:
             raise RuntimeError(f"initdb failed: {made.stdout}{made.stderr}")
-        server = Server(programs=where, folder=folder, port=_free_port())
+        server = Server(programs=where, folder=folder, port=_free_port(), environment=environment or {})
         server.start()
         try:
             yield server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -13,7 +14,7 @@ from deploy_gates.core import evidence as evidences
 from deploy_gates.core.canonical import digest
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.cost import Price
-from deploy_gates.core.errors import Refusal, Refused
+from deploy_gates.core.errors import Refusal, Refused, StoreUnavailable
 from deploy_gates.core.policy import Policy
 from deploy_gates.core.promotion import (
     Deployment,
@@ -135,7 +136,8 @@ def promote(
             )
         )
     finally:
-        store.release(lease)
+        with contextlib.suppress(StoreUnavailable):  # the move is made or refused all the same; leases expire
+            store.release(lease)
 
 
 def rollback(

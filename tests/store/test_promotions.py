@@ -552,6 +552,18 @@ def test_what_a_dead_sender_had_claimed_is_due_again_and_what_arrived_never_is(s
     assert [each.state for each in store.deliveries()] == [Fate.DELIVERED]
 
 
+def test_a_delivery_that_was_put_off_before_the_clock_was_set_back_does_not_wait_for_a_day(
+    store: Store,
+) -> None:
+    keep(store, a_delivery("soon"), a_delivery("tomorrow", thread="promotion/2"))
+
+    for each, wait in zip(store.due(), (timedelta(hours=1), timedelta(days=1)), strict=True):
+        store.settle(replace(each, attempts=1, next_at=clock.now() + wait))
+
+    assert [each.id for each in store.due()] == ["tomorrow"]
+    assert store.due() == ()
+
+
 def test_deliveries_are_found_by_what_they_belong_to(store: Store) -> None:
     keep(store, a_delivery("one"), a_delivery("two", channel="chat"), a_delivery("three", thread="move/1"))
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import engines
 from deploy_gates import runner
 from deploy_gates.client import ConfigClient
 from deploy_gates.core.errors import StoreUnavailable
+from deploy_gates.core.promotion import Acknowledgement
 from deploy_gates.store import Store, open_store
 from deploy_gates.testing import POLICY, a_release
 
@@ -104,6 +107,73 @@ class Asking:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def test_a_command_whose_database_dies_after_the_move_says_that_it_was_made() -> None:
+    with engines.own_server() as server:
+        url = engines.fresh_postgres(server.url)
+        store = open_store(url)
+        store.upgrade()
+        promoted(store, a_release(store, 1))
+        promoted(store, a_release(store, 2))
+        waited_for = Acknowledgement(config="ticket-triage", revision=2, age_ms=0)
+        store.acknowledge("i", "never follows", "development", [waited_for])
+        with subprocess.Popen(
+            [
+                *(sys.executable, "-m", "deploy_gates", "rollback", "ticket-triage"),
+                *("--env=development", "--store", url),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as command:
+            _until(lambda: store.deployments()[0].revision == 3)
+            server.kill()
+            said, warned = command.communicate(timeout=60)
+        store.close()
+
+    assert command.returncode == 0
+    assert "ROLLED BACK" in said
+    assert "nobody can tell which clients follow" in warned
+
+
+def test_a_full_disk_of_the_database_refuses_a_promotion_and_loses_none() -> None:
+    with engines.own_server() as server:
+        url = engines.fresh_postgres(server.url)
+        store = open_store(url)
+        store.upgrade()
+        digests = [a_release(store, 1), a_release(store, 2)]
+        promoted(store, digests[0])
+        with full(server, url, "outbox"), pytest.raises(StoreUnavailable) as refused:
+            promoted(store, digests[1])
+        (before,) = store.deployments()
+        revision = promoted(store, digests[1])
+        (after,) = store.deployments()
+        problems = list(runner.problems(store, after))
+        untold = [each.revision for each in store.outbox()]
+        store.close()
+
+    assert "is full, and nothing was changed" in refused.value.message
+    assert (before.revision, before.baseline) == (1, digests[0])
+    assert (revision, after.revision, problems, untold) == (2, 2, [], [1, 2])
+
+
+@contextlib.contextmanager
+def full(server: engines.Server, url: str, table: str) -> Iterator[None]:
+    """No byte can be added to this table: its file is `/dev/full`, and what was in it is back afterwards."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT pg_relation_filepath(%s)", [table]).fetchone()
+    assert found is not None
+    file = server.folder / "data" / found[0]
+    kept = file.with_name(f"{file.name}.kept")
+    server.stop()
+    file.rename(kept)
+    file.symlink_to("/dev/full")
+    server.start()
+    yield
+    server.stop()
+    kept.replace(file)
+    server.start()
 
 
 def test_acknowledged_promotions_outlive_a_power_cut() -> None:

@@ -24,7 +24,7 @@ from deploy_gates.cli.frame import (
 )
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.config import ENVIRONMENTS
-from deploy_gates.core.errors import Refusal, Refused, SettingsError
+from deploy_gates.core.errors import Refusal, Refused, SettingsError, StoreUnavailable
 
 if TYPE_CHECKING:
     from deploy_gates.core.promotion import Event, Moved, Standing, Token
@@ -248,9 +248,14 @@ def _subject(root: Path, settled: Settings, name: str) -> str:
 
 def _show(store: Store, moved: Moved, as_json: bool) -> int:
     from deploy_gates import runner
+    from deploy_gates.core.promotion import Standing
     from deploy_gates.report import record
 
-    standing = runner.followed(store, moved.deployment)
+    try:
+        standing = runner.followed(store, moved.deployment)
+    except StoreUnavailable as away:  # it is made all the same
+        print(f"warning: nobody can tell which clients follow: {away.message}", file=sys.stderr)
+        standing = Standing(deployment=moved.deployment, instances=())
     if as_json:
         print_json(_standing(standing) | {"replayed": moved.replayed})
         return DONE

@@ -43,6 +43,8 @@ INSTANCE_TTL = timedelta(seconds=30)
 """A client that was not seen for so long is gone: it says that it is there every ten seconds."""
 CLAIM_TTL = timedelta(seconds=60)
 """So long one sender has for a delivery before another one tries."""
+WAIT_MAX = timedelta(hours=2)
+"""No delivery is put off for longer: one that claims to be was so before the clock was set back."""
 TALLIES_KEPT = timedelta(days=14)
 ROWS_MAX = 10_000
 """How many rows one read returns at most."""

@@ -41,6 +41,7 @@ from deploy_gates.store import (
     LEASE_TTL,
     ROWS_MAX,
     TALLIES_KEPT,
+    WAIT_MAX,
     Upgraded,
 )
 from deploy_gates.store.connections import Connection, Connections, errors
@@ -290,7 +291,7 @@ class PostgresStore:
     def instances(self, environment: str = "", config: str = "") -> tuple[Instance, ...]:
         rows = self._all(
             "SELECT * FROM instance WHERE %(environment)s IN ('', environment) "
-            "AND %(config)s IN ('', config) AND seen_at_ms >= now_ms() - %(ttl_ms)s "
+            "AND %(config)s IN ('', config) AND abs(seen_at_ms - now_ms()) <= %(ttl_ms)s "
             "ORDER BY config, environment, name, id LIMIT %(limit)s",
             {
                 "environment": environment,
@@ -553,11 +554,13 @@ class PostgresStore:
 
     def due(self, *, limit: int = 100, claim: timedelta = CLAIM_TTL) -> tuple[Delivery, ...]:
         waiting = self._all(
-            "SELECT 1 FROM delivery WHERE state = 'due' AND next_at_ms <= now_ms() LIMIT 1", {}
+            "SELECT 1 FROM delivery WHERE state = 'due' "
+            "AND (next_at_ms <= now_ms() OR next_at_ms > now_ms() + %(max_ms)s) LIMIT 1",
+            {"max_ms": span_ms(WAIT_MAX)},
         )
         if not waiting:  # the usual case writes nothing
             return ()
-        values = {"limit": limit, "claim_ms": span_ms(claim)}
+        values = {"limit": limit, "claim_ms": span_ms(claim), "max_ms": span_ms(WAIT_MAX)}
         rows = self._write(lambda connection: connection.execute(_DUE, values).fetchall())
         return tuple(delivery_of(row) for row in sorted(rows, key=lambda row: int(row["number"])))
 
@@ -887,7 +890,9 @@ _DUE = """
 UPDATE delivery SET next_at_ms = now_ms() + %(claim_ms)s
 WHERE number IN (
     SELECT d.number FROM delivery AS d
-    WHERE d.state = 'due' AND d.next_at_ms <= now_ms()
+    WHERE d.state = 'due'
+        AND (d.next_at_ms <= now_ms() OR d.next_at_ms > now_ms() + %(max_ms)s)
+        -- the second: put off before the clock was set back
         AND NOT EXISTS (SELECT 1 FROM delivery AS earlier
                         WHERE earlier.thread = d.thread AND earlier.channel = d.channel
                             AND earlier.state = 'due' AND earlier.number < d.number)

@@ -47,7 +47,16 @@ from deploy_gates.core.promotion import (
 from deploy_gates.core.refusals import Facts
 from deploy_gates.core.release import Act, Approval, Promotion, Release, State, Status, Terms
 from deploy_gates.core.tally import Tally
-from deploy_gates.store import CLAIM_TTL, INSTANCE_TTL, LEASE_MAX, LEASE_TTL, ROWS_MAX, TALLIES_KEPT, Upgraded
+from deploy_gates.store import (
+    CLAIM_TTL,
+    INSTANCE_TTL,
+    LEASE_MAX,
+    LEASE_TTL,
+    ROWS_MAX,
+    TALLIES_KEPT,
+    WAIT_MAX,
+    Upgraded,
+)
 from deploy_gates.store.rows import (
     approval_of,
     check_current,
@@ -371,7 +380,7 @@ class SqliteStore:
     def instances(self, environment: str = "", config: str = "") -> tuple[Instance, ...]:
         rows = self._all(
             "SELECT * FROM instance WHERE :environment IN ('', environment) AND :config IN ('', config) "
-            "AND seen_at_ms >= (SELECT now_ms()) - :ttl_ms "  # asked once, and not for every row
+            "AND abs(seen_at_ms - (SELECT now_ms())) <= :ttl_ms "  # asked once, and not for every row
             "ORDER BY config, environment, name, id LIMIT :limit",
             {
                 "environment": environment,
@@ -632,11 +641,13 @@ class SqliteStore:
 
     def due(self, *, limit: int = 100, claim: timedelta = CLAIM_TTL) -> tuple[Delivery, ...]:
         waiting = self._all(
-            "SELECT 1 FROM delivery WHERE state = 'due' AND next_at_ms <= now_ms() LIMIT 1", {}
+            "SELECT 1 FROM delivery WHERE state = 'due' "
+            "AND (next_at_ms <= now_ms() OR next_at_ms > now_ms() + :max_ms) LIMIT 1",
+            {"max_ms": span_ms(WAIT_MAX)},
         )
         if not waiting:  # the usual case writes nothing
             return ()
-        values = {"limit": limit, "claim_ms": span_ms(claim)}
+        values = {"limit": limit, "claim_ms": span_ms(claim), "max_ms": span_ms(WAIT_MAX)}
         rows = self._write(lambda connection: connection.execute(_DUE, values).fetchall())
         return tuple(delivery_of(row) for row in sorted(rows, key=lambda row: int(row["number"])))
 
@@ -1050,7 +1061,9 @@ _DUE = """
 UPDATE delivery SET next_at_ms = now_ms() + :claim_ms
 WHERE number IN (
     SELECT d.number FROM delivery AS d
-    WHERE d.state = 'due' AND d.next_at_ms <= now_ms()
+    WHERE d.state = 'due'
+        AND (d.next_at_ms <= now_ms() OR d.next_at_ms > now_ms() + :max_ms)
+        -- the second: put off before the clock was set back
         AND NOT EXISTS (SELECT 1 FROM delivery AS earlier
                         WHERE earlier.thread = d.thread AND earlier.channel = d.channel
                             AND earlier.state = 'due' AND earlier.number < d.number)
