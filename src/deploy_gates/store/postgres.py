@@ -586,6 +586,18 @@ class PostgresStore:
     def close(self) -> None:
         self._connections.close()
 
+    def write_all(self, write: Callable[[Connection], _T]) -> _T:
+        """Make some statements of the ledger, in one transaction."""
+        return self._write(write)
+
+    def read_all(self, call: Callable[[Connection], _T]) -> _T:
+        """Make statements of the ledger, each a transaction by itself."""
+        return self._read(call)
+
+    def read_at_once(self, read: Callable[[Connection], _T]) -> _T:
+        """Make some reads of the ledger that see the same moment."""
+        return self._read_at_once(read)
+
     def _all(self, statement: LiteralString, values: _Values) -> list[_Row]:
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
 

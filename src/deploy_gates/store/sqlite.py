@@ -676,6 +676,14 @@ class SqliteStore:
                 self._connection.close()
             self._connection = None
 
+    def write_all(self, write: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Make some statements of the ledger, in one transaction."""
+        return self._write(write)
+
+    def read_all(self, read: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Make some reads of the ledger."""
+        return self._read(read)
+
     def _all(self, statement: str, values: _Values) -> list[_Row]:
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
 

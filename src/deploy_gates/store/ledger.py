@@ -1,0 +1,262 @@
+"""The ledger as both engines keep it: organisations, transactions, and what they were charged by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from deploy_gates.core.canonical import spelled
+from deploy_gates.core.cost import Price, Usage
+from deploy_gates.core.ledger import (
+    Allowance,
+    Answer,
+    Balance,
+    Entry,
+    Kind,
+    Organisation,
+    Reservation,
+    Terms,
+    Transaction,
+)
+from deploy_gates.store import Store, open_store
+
+BATCH_MAX = 256
+"""How many transactions one round trip carries at most."""
+PAGE = 1_000
+"""How many entries are read at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audited:
+    """What reading a whole ledger came to."""
+
+    organisation: Organisation
+    faults: tuple[str, ...]
+
+
+class Ledger(Protocol):
+    """Each call is one transaction of the database, and may raise `StoreUnavailable`."""
+
+    url: str
+    """Without a password."""
+
+    def add(self, id: str, name: str, terms: Terms, actor: str) -> Organisation:
+        """A new organisation, or the one there is if it has this name and these terms; `Refused` if not."""
+
+    def change(
+        self, id: str, change: Callable[[Terms], Terms], *, actor: str, note: str = ""
+    ) -> Organisation:
+        """Other terms from here on, written down in its ledger. `Refused` where it is unknown or too low."""
+
+    def organisation(self, id: str) -> Organisation | None:
+        """How it stands; what has expired is freed before."""
+
+    def organisations(self, after: str = "", limit: int = PAGE) -> tuple[Organisation, ...]:
+        """Organisations by id, after `after`; what has expired is reserved until somebody frees it."""
+
+    def apply(self, asked: Sequence[Transaction]) -> list[Answer]:
+        """Make transactions, up to `BATCH_MAX`, in this order: one round trip, and one commit for all.
+
+        No two of them are of the same organisation and of the same id or reservation. One that is refused
+        changes nothing, and nothing for the others.
+        """
+
+    def sweep(self) -> int:
+        """Free what has expired, everywhere; how many reservations those were."""
+
+    def put_price(self, price: Price) -> str:
+        """Keep a price, once; its digest."""
+
+    def entries(
+        self,
+        organisation: str,
+        *,
+        after: int = 0,
+        before: int = 2**62,
+        limit: int = PAGE,
+        newest: bool = False,
+    ) -> tuple[Entry, ...]:
+        """Entries between two numbers, in their order, or the newest first."""
+
+    def reservations(self, organisation: str, limit: int = PAGE) -> tuple[Reservation, ...]:
+        """What is held now, the first to expire first."""
+
+    def audit(self, organisation: str) -> Audited | None:
+        """Read a ledger from its beginning, at one moment, and find what is wrong with it."""
+
+    def close(self) -> None:
+        """Let go of the connections."""
+
+
+def open_ledger(url: str, *, root: Path | None = None) -> Ledger:
+    """The ledger in the store at that URL, which is opened for it. `StoreError` for what is no store."""
+    return ledger_of(open_store(url, root=root))
+
+
+def ledger_of(store: Store) -> Ledger:
+    """The ledger in a store, over the connections of that store."""
+    from deploy_gates.store.sqlite import SqliteStore
+
+    if isinstance(store, SqliteStore):
+        from deploy_gates.store.ledger_sqlite import SqliteLedger
+
+        return SqliteLedger(store)
+    from deploy_gates.store.ledger_postgres import PostgresLedger
+    from deploy_gates.store.postgres import PostgresStore
+
+    assert isinstance(store, PostgresStore), "there are two engines"
+    return PostgresLedger(store)
+
+
+# --- Rows ---------------------------------------------------------------------------------------
+
+ENTRY_COLUMNS = (
+    "organisation",
+    "seq",
+    "id",
+    "kind",
+    "reservation",
+    "model",
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "price",
+    "base",
+    "multiplier_ppm",
+    "amount",
+    "held",
+    "lacking",
+    "expires_at_ms",
+    "content",
+    "actor",
+    "note",
+    "at_ms",
+    "available",
+    "reserved",
+    "spent",
+    "issued",
+    "uncovered",
+    "previous",
+    "hash",
+)
+"""In the order of the table."""
+
+
+def of_entry(entry: Entry) -> tuple[object, ...]:
+    """The columns of an entry, in that order."""
+    usage, balance = entry.usage, entry.balance
+    return (
+        entry.organisation,
+        entry.seq,
+        entry.id,
+        entry.kind.value,
+        entry.reservation,
+        entry.model,
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        entry.price,
+        entry.base,
+        entry.multiplier_ppm,
+        entry.amount,
+        entry.held,
+        entry.lacking,
+        entry.expires_at_ms,
+        entry.content,
+        entry.actor,
+        entry.note,
+        entry.at_ms,
+        balance.available,
+        balance.reserved,
+        balance.spent,
+        balance.issued,
+        balance.uncovered,
+        entry.previous,
+        entry.hash,
+    )
+
+
+def entry_of(row: Sequence[Any]) -> Entry:
+    """The entry of such a row."""
+    return Entry(
+        organisation=row[0],
+        seq=row[1],
+        id=row[2],
+        kind=_KINDS[row[3]],
+        reservation=row[4],
+        model=row[5],
+        usage=Usage(
+            input_tokens=row[6], cached_input_tokens=row[7], output_tokens=row[8], reasoning_tokens=row[9]
+        ),
+        price=row[10],
+        base=row[11],
+        multiplier_ppm=row[12],
+        amount=row[13],
+        held=row[14],
+        lacking=row[15],
+        expires_at_ms=row[16],
+        content=row[17],
+        actor=row[18],
+        note=row[19],
+        at_ms=row[20],
+        balance=Balance(
+            available=row[21], reserved=row[22], spent=row[23], issued=row[24], uncovered=row[25]
+        ),
+        previous=row[26],
+        hash=row[27],
+    )
+
+
+def organisation_of(row: Mapping[str, Any], allowances: tuple[Allowance, ...]) -> Organisation:
+    """The organisation of a row, with its limits."""
+    return Organisation(
+        id=row["id"],
+        name=row["name"],
+        terms=Terms(lowest=row["lowest"], multiplier_ppm=row["multiplier_ppm"], allowances=allowances),
+        balance=Balance(
+            available=row["available"],
+            reserved=row["reserved"],
+            spent=row["spent"],
+            issued=row["issued"],
+            uncovered=row["uncovered"],
+        ),
+        seq=row["seq"],
+        head=row["head"],
+        changed_at_ms=row["changed_at_ms"],
+    )
+
+
+def allowance_of(row: Mapping[str, Any]) -> Allowance:
+    """The limit of a row."""
+    return Allowance(model=row["model"], rate=row["rate"], most=row["most"], full_at_us=row["full_at_us"])
+
+
+def reservation_of(row: Mapping[str, Any]) -> Reservation:
+    """The reservation of a row."""
+    return Reservation(
+        id=row["id"],
+        model=row["model"],
+        amount=row["amount"],
+        tokens=row["tokens"],
+        expires_at_ms=row["expires_at_ms"],
+    )
+
+
+def price_spelled(price: Price) -> tuple[str, str]:
+    """The digest of a price, and how it is written down."""
+    body = spelled(price.to_json())
+    return sha256(body).hexdigest(), body.decode()
+
+
+def price_of(body: str) -> Price:
+    """The price written so."""
+    return Price.from_json(json.loads(body))
+
+
+_KINDS = {kind.value: kind for kind in Kind}

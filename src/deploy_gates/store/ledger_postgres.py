@@ -1,0 +1,306 @@
+"""The ledger in PostgreSQL: any number of transactions in one round trip, decided where the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, LiteralString
+
+from psycopg.rows import tuple_row
+
+from deploy_gates.core.cost import Price
+from deploy_gates.core.ledger import (
+    Allowance,
+    Answer,
+    Audit,
+    Balance,
+    Entry,
+    No,
+    Organisation,
+    Reservation,
+    Terms,
+    Transaction,
+    on_terms,
+)
+from deploy_gates.store.connections import Connection
+from deploy_gates.store.ledger import (
+    PAGE,
+    Audited,
+    allowance_of,
+    entry_of,
+    of_entry,
+    organisation_of,
+    price_of,
+    price_spelled,
+    reservation_of,
+)
+from deploy_gates.store.ledger_sqlite import as_added, checked_terms, sorted_terms
+from deploy_gates.store.postgres import PostgresStore
+
+
+class PostgresLedger:
+    """The ledger in one database, over the connections of its store."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        self._store = store
+        self.url = store.url
+
+    # --- Organisations --------------------------------------------------------------------------
+
+    def add(self, id: str, name: str, terms: Terms, actor: str) -> Organisation:
+        def put(connection: Connection) -> Organisation:
+            added = connection.execute(
+                "INSERT INTO organisation (id, name, lowest, multiplier_ppm) "
+                "VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+                (id, name, terms.lowest, terms.multiplier_ppm),
+            )
+            if added.rowcount == 0:
+                found = _organisation(connection, id)
+                assert found is not None, "who cannot be added is there"
+                return as_added(found, name, terms)
+            made = Organisation(id=id, name=name, terms=terms)
+            return _on_terms(connection, made, sorted_terms(terms), actor=actor, note="added")
+
+        return self._store.write_all(put)
+
+    def change(
+        self, id: str, change: Callable[[Terms], Terms], *, actor: str, note: str = ""
+    ) -> Organisation:
+        def put(connection: Connection) -> Organisation:
+            connection.execute("SELECT 1 FROM organisation WHERE id = %s FOR UPDATE", (id,))
+            _free(connection, [id])
+            found = _organisation(connection, id)
+            terms = checked_terms(id, found, change)
+            assert found is not None, "who is unknown was refused"
+            return _on_terms(connection, found, terms, actor=actor, note=note)
+
+        return self._store.write_all(put)
+
+    def organisation(self, id: str) -> Organisation | None:
+        def read(connection: Connection) -> Organisation | None:
+            late = connection.execute(
+                "SELECT 1 FROM reservation WHERE organisation = %s AND expires_at_ms <= now_ms() LIMIT 1",
+                (id,),
+            ).fetchone()
+            if late is not None:
+                _free(connection, [id])
+            return _organisation(connection, id)
+
+        return self._store.read_all(read)
+
+    def organisations(self, after: str = "", limit: int = PAGE) -> tuple[Organisation, ...]:
+        def read(connection: Connection) -> tuple[Organisation, ...]:
+            rows = connection.execute(
+                'SELECT * FROM organisation WHERE id COLLATE "C" > %s ORDER BY id COLLATE "C" LIMIT %s',
+                (after, limit),
+            ).fetchall()
+            kept = _allowances(connection, [row["id"] for row in rows])
+            return tuple(organisation_of(row, kept.get(row["id"], ())) for row in rows)
+
+        return self._store.read_all(read)
+
+    # --- Transactions ---------------------------------------------------------------------------
+
+    def apply(self, asked: Sequence[Transaction]) -> list[Answer]:
+        columns = _columns(asked)
+
+        def run(connection: Connection) -> list[tuple[Any, ...]]:
+            with connection.cursor(row_factory=tuple_row) as cursor:
+                return cursor.execute(_APPLY, columns).fetchall()
+
+        rows = self._store.read_all(run)
+        answers: list[Answer | None] = [None] * len(asked)
+        for row in rows:
+            answers[row[0] - 1] = _answer(asked[row[0] - 1], row)
+        return [each for each in answers if each is not None]
+
+    def sweep(self) -> int:
+        def free(connection: Connection) -> int:
+            late = connection.execute(
+                "SELECT DISTINCT organisation FROM reservation WHERE expires_at_ms <= now_ms() LIMIT %s",
+                (PAGE,),
+            ).fetchall()
+            return _free(connection, [row["organisation"] for row in late]) if late else 0
+
+        freed = 0
+        while made := self._store.write_all(free):
+            freed += made
+        return freed
+
+    # --- Prices ---------------------------------------------------------------------------------
+
+    def put_price(self, price: Price) -> str:
+        digest, body = price_spelled(price)
+        self._store.read_all(
+            lambda connection: connection.execute(
+                "INSERT INTO tariff VALUES (%s, %s) ON CONFLICT (digest) DO NOTHING", (digest, body)
+            )
+        )
+        return digest
+
+    # --- Looking back ---------------------------------------------------------------------------
+
+    def entries(
+        self,
+        organisation: str,
+        *,
+        after: int = 0,
+        before: int = 2**62,
+        limit: int = PAGE,
+        newest: bool = False,
+    ) -> tuple[Entry, ...]:
+        statement = _NEWEST if newest else _OLDEST
+        return self._store.read_all(
+            lambda connection: _entries(connection, statement, (organisation, after, before, limit))
+        )
+
+    def reservations(self, organisation: str, limit: int = PAGE) -> tuple[Reservation, ...]:
+        return self._store.read_all(lambda connection: _reservations(connection, organisation, limit))
+
+    def audit(self, organisation: str) -> Audited | None:
+        def read(connection: Connection) -> Audited | None:
+            found = _organisation(connection, organisation)
+            if found is None:
+                return None
+            rows = connection.execute("SELECT * FROM tariff").fetchall()
+            held = {each.id: each for each in _reservations(connection, organisation, None)}
+            audit = Audit(
+                organisation=found,
+                prices={row["digest"]: price_of(row["body"]) for row in rows},
+                open=held,
+            )
+
+            def every() -> Iterator[Entry]:
+                after = 0
+                while page := _entries(connection, _OLDEST, (organisation, after, 2**62, 10 * PAGE)):
+                    yield from page
+                    after = page[-1].seq
+
+            return Audited(organisation=found, faults=tuple(audit.faults(every())))
+
+        return self._store.read_at_once(read)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+# --- Statements ---------------------------------------------------------------------------------
+
+_APPLY = """
+SELECT place, refused, needed, wait_us, limited_model, replayed,
+    available, reserved, spent, issued, uncovered, (made).*
+FROM credits_apply(
+    '{}'::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+    %s::text[], %s::text[], %s::text[], %s::text[],
+    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+"""
+
+_OLDEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq LIMIT %s"
+_NEWEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq DESC LIMIT %s"
+
+
+def _columns(asked: Sequence[Transaction]) -> list[list[Any]]:
+    """What is asked for, one list for each parameter of the function."""
+    return [
+        [each.organisation for each in asked],
+        [each.id for each in asked],
+        [each.kind.value for each in asked],
+        [each.reservation for each in asked],
+        [each.model for each in asked],
+        [each.price for each in asked],
+        [each.content for each in asked],
+        [each.actor for each in asked],
+        [each.note for each in asked],
+        [each.amount for each in asked],
+        [each.usage.input_tokens for each in asked],
+        [each.usage.cached_input_tokens for each in asked],
+        [each.usage.output_tokens for each in asked],
+        [each.usage.reasoning_tokens for each in asked],
+        [each.hold_ms for each in asked],
+    ]
+
+
+def _answer(asked: Transaction, row: Sequence[Any]) -> Answer:
+    if not row[1]:
+        entry = entry_of(row[11:])
+        return Answer(
+            transaction=asked.id,
+            organisation=asked.organisation,
+            entry=entry,
+            balance=entry.balance,
+            replayed=row[5],
+        )
+    return Answer(
+        transaction=asked.id,
+        organisation=asked.organisation,
+        no=No(row[1]),
+        balance=Balance(available=row[6], reserved=row[7], spent=row[8], issued=row[9], uncovered=row[10]),
+        needed=row[2],
+        retry_after_s=None if row[3] is None else row[3] / 1e6,
+        limited_model=row[4],
+    )
+
+
+def _free(connection: Connection, organisations: list[str]) -> int:
+    """Free what has expired of these: the function does, also when nothing else is asked of it."""
+    before = connection.execute(
+        "SELECT count(*) AS n FROM reservation WHERE organisation = ANY (%s) AND expires_at_ms <= now_ms()",
+        (organisations,),
+    ).fetchone()
+    connection.execute("SELECT credits_expire(%s)", (organisations,))
+    assert before is not None, "a count is a row"
+    return int(before["n"])
+
+
+def _on_terms(
+    connection: Connection, found: Organisation, terms: Terms, *, actor: str, note: str
+) -> Organisation:
+    now = connection.execute("SELECT now_ms() AS now_ms").fetchone()
+    assert now is not None, "there is always a time"
+    decided = on_terms(found, terms, actor=actor, note=note, now_ms=now["now_ms"])
+    made, entry = decided.organisation, decided.answer.entry
+    assert entry is not None, "terms are written down"
+    connection.execute(
+        "UPDATE organisation SET lowest = %s, multiplier_ppm = %s, seq = %s, head = %s, changed_at_ms = %s "
+        "WHERE id = %s",
+        (terms.lowest, terms.multiplier_ppm, made.seq, made.head, made.changed_at_ms, found.id),
+    )
+    connection.execute("DELETE FROM allowance WHERE organisation = %s", (found.id,))
+    for each in made.terms.allowances:
+        connection.execute(
+            "INSERT INTO allowance VALUES (%s, %s, %s, %s, %s)",
+            (found.id, each.model, each.rate, each.most, each.full_at_us),
+        )
+    connection.execute(_INSERT_ENTRY, of_entry(entry))
+    return made
+
+
+_INSERT_ENTRY: LiteralString = "INSERT INTO entry VALUES (" + ", ".join(["%s"] * 28) + ")"
+
+
+def _organisation(connection: Connection, id: str) -> Organisation | None:
+    row = connection.execute("SELECT * FROM organisation WHERE id = %s", (id,)).fetchone()
+    return None if row is None else organisation_of(row, _allowances(connection, [id]).get(id, ()))
+
+
+def _allowances(connection: Connection, organisations: list[str]) -> dict[str, tuple[Allowance, ...]]:
+    rows = connection.execute(
+        'SELECT * FROM allowance WHERE organisation = ANY (%s) ORDER BY model COLLATE "C", rate COLLATE "C"',
+        (organisations,),
+    ).fetchall()
+    kept: dict[str, tuple[Allowance, ...]] = {}
+    for row in rows:
+        kept[row["organisation"]] = (*kept.get(row["organisation"], ()), allowance_of(row))
+    return kept
+
+
+def _reservations(connection: Connection, organisation: str, limit: int | None) -> tuple[Reservation, ...]:
+    rows = connection.execute(
+        "SELECT * FROM reservation WHERE organisation = %s ORDER BY expires_at_ms, id LIMIT %s",
+        (organisation, limit),
+    ).fetchall()
+    return tuple(reservation_of(row) for row in rows)
+
+
+def _entries(connection: Connection, statement: LiteralString, values: Sequence[object]) -> tuple[Entry, ...]:
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return tuple(entry_of(row) for row in cursor.execute(statement, values).fetchall())
