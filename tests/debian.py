@@ -31,7 +31,7 @@ def unpacked(package: str, *, with_libraries: bool = False) -> Path:
 
 def environment(folder: Path) -> dict[str, str]:
     """What a program of such a folder has to be told to find its libraries, and a font."""
-    libraries = list((folder / "usr" / "lib").glob("*-linux-gnu*"))
+    libraries = [*folder.glob("lib/*-linux-gnu*"), *folder.glob("usr/lib/*-linux-gnu*")]
     libraries += [each for above in libraries for each in above.iterdir() if any(each.glob("*.so*"))]
     told = {"LD_LIBRARY_PATH": os.pathsep.join(str(each) for each in libraries)}
     if not Path("/etc/fonts/fonts.conf").exists():

@@ -180,10 +180,12 @@ def _other_group() -> int | None:
 
 
 def _children(pid: int) -> list[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return [int(each) for each in found.stdout.split()]
+    import psutil  # the gates run where nothing is installed for the tests
+
+    try:
+        return [each.pid for each in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _free_port() -> int:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deploy_gates.core.release import Promotion, Release, State, Terms
@@ -91,10 +92,8 @@ def _left(folder: Path) -> list[str]:
 
 def _with(*said: str) -> list[str]:
     """The command lines of processes that hold all of these."""
-    found = subprocess.run(
-        ["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True, check=True
-    ).stdout
-    return [line for line in found.splitlines() if all(each in line for each in said)]
+    found = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
+    return [line for line in found if all(each in line for each in said)]
 
 
 def _wait_until_nothing_is_left(folder: Path) -> None:

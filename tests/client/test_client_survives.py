@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from releases import ENVIRONMENT, Team, digest, eventually, follows, team
 
@@ -142,14 +141,12 @@ def test_a_database_that_hangs_makes_nobody_wait(
 def suspended(server: engines.Server) -> Iterator[None]:
     """All processes of the server stand still, and its connections stay open."""
     assert server.process is not None
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=True
-    )
-    processes = [server.process.pid, *map(int, listed.stdout.split())]
+    process = psutil.Process(server.process.pid)
+    processes = [process, *process.children()]
     for each in processes:
-        os.kill(each, signal.SIGSTOP)
+        each.suspend()
     try:
         yield
     finally:
         for each in processes:
-            os.kill(each, signal.SIGCONT)
+            each.resume()

