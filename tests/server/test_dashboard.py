@@ -70,6 +70,17 @@ def test_environments_say_what_they_serve_since_when_by_whom_and_who_follows(
     assert re.search(r"r2, .* by lin", cell)
     assert "2 of 3 clients" in cell
     assert "running" in seen.text("#under-way")
+    assert "production: analysis" in seen.text("#under-way")
+
+
+@sqlite
+def test_a_release_that_is_in_no_environment_yet_says_what_it_does(store: Store, seen: Window) -> None:
+    promotion = proposed(store, kept(store, 1))
+    store.write(promotion, Act.ADMIT, "", Status.BEGUN, {})
+
+    seen.go("/")
+
+    assert seen.text("#under-way").splitlines()[-1] == "evidence"
 
 
 def test_a_promotion_shows_its_steps_gates_changes_and_journal(store: Store, seen: Window) -> None:
@@ -93,7 +104,8 @@ def test_a_promotion_shows_its_steps_gates_changes_and_journal(store: Store, see
     assert seen.page.locator("#gates tbody tr").count() == 5
     assert seen.page.locator("#journal tbody tr").count() == 9
     seen.page.locator("#history summary").press("Enter")
-    assert "ship@laptop:1:1" in seen.page.locator("#journal").inner_text() or True
+    seen.waits_for("#history details[open] #journal", "ship@laptop:1:1")
+    assert "ship@laptop:1:1" in seen.text("#journal")
 
 
 @sqlite

@@ -392,6 +392,7 @@ def _templates() -> jinja2.Environment:
         "percent": percent,
         "visible": visible,
         "state": views.state,
+        "doing": views.doing,
         "verdict": views.verdict,
         "move": views.kind_of,
         "clients": views.clients,

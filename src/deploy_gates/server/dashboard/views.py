@@ -106,6 +106,12 @@ def state(promotion: Promotion) -> Word:
     return Word(said="held" if held else promotion.state.value, kind=_KINDS[promotion.state])
 
 
+def doing(entry: Entry) -> str:
+    """The last line of a journal, as one line: `production: analysis`."""
+    place = f"{entry.environment}: " if entry.environment else ""
+    return f"{place}{entry.said or _WORDS[entry.act]}"
+
+
 def verdict(of: Verdict) -> Word:
     """The word of a gate."""
     return Word(said=of.value, kind=_VERDICTS[of])
