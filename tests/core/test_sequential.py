@@ -52,6 +52,20 @@ def test_the_mean_product_of_few_values_is_near_to_counting_them() -> None:
     assert found == pytest.approx(math.log(sum(choices) / len(choices)), abs=2e-3)
 
 
+@pytest.mark.parametrize("log_w", [5.0, 10.0, 16.0, 200.0, 600.0])
+@pytest.mark.parametrize(("n", "m", "k"), [(10, 10, 10), (95, 5, 5), (5, 95, 5), (50, 50, 50), (99, 1, 5)])
+def test_weights_that_are_far_apart_are_never_taken_for_less_than_they_are(
+    n: int, m: int, k: int, log_w: float
+) -> None:
+    counts = np.array([n, m], dtype=float)
+
+    found = sequential.log_mean_product(np.array([[0.0, log_w]]), counts, k)[0]
+
+    j = np.arange(max(0, k - n), min(k, m) + 1)
+    counted = np.logaddexp.reduce(stats.hypergeom(n + m, m, k).logpmf(j) + log_w * j)
+    assert counted - 0.02 < found < math.inf
+
+
 @pytest.mark.parametrize(("k", "expected"), [(0, 0.0), (7, 7 * math.log(3))])
 def test_choosing_none_or_all_leaves_nothing_to_chance(k: int, expected: float) -> None:
     found = sequential.log_mean_product(np.full((1, 2), math.log(3)), np.array([3.0, 4.0]), k)

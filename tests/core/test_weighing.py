@@ -463,6 +463,24 @@ def test_a_metric_without_data_keeps_a_good_candidate_from_being_promoted() -> N
     assert found.reading(COST).baseline is None
 
 
+@pytest.mark.parametrize(("arms", "action"), [((Arm.CANDIDATE,), Action.CONTINUE), (Arm, Action.PROMOTE)])
+def test_a_candidate_of_which_less_is_known_than_of_the_baseline_is_not_promoted(
+    arms: Iterable[Arm], action: Action
+) -> None:
+    """The latencies that are missing may be those of its slow requests; half of both are no such thing."""
+    rng = np.random.default_rng(21)
+    every = []
+    for each in traffic(20, n=4750, m=250, seed=21):
+        half = Histogram.of(each for each in values(each.latency_s) if rng.random() < 0.5)
+        every.append(replace(each, latency_s=half) if each.arm in arms else each)
+
+    found = looked(QUICK, every)
+
+    assert found.action is action
+    assert [each for each in found.missing if "good requests of the candidate only" not in each] == []
+    assert bool(found.missing) is (action is Action.CONTINUE)
+
+
 def test_lost_outcomes_keep_a_good_candidate_from_being_promoted() -> None:
     every = [
         replace(each, dropped=10) if each.arm is Arm.CANDIDATE else each

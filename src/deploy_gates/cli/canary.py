@@ -846,6 +846,10 @@ class _Screen:
             print(line)
         if moved or not last.has_ended:
             print(f"  {self._terminal.said(moved or 'it ends here, undecided')}\n")
+        unknown = dict.fromkeys(each.metric for each in last.readings if not each.seen_candidate)
+        if unknown and last.missing and not last.has_ended:
+            options = " ".join(f"--dry-run {each}" for each in unknown)
+            print(f"  hint: {options} judges it without\n")
 
     def _draw(self, lines: Sequence[str], note: str) -> None:
         now = time.monotonic()

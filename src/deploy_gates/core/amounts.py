@@ -29,6 +29,13 @@ PAST_LEAST = 40
 """Fewer values of the baseline than this say nothing of its law."""
 MEAN_CAP = 40.0
 """For the mean, a value counts at most as so many times the mean: one huge request must not decide."""
+ROUGH = 0.01
+"""Of neighbouring buckets, the sum of the squared differences of their parts: a law above it has steps, as
+where values are rounded. Below it lies a lognormal law whose values spread by a tenth or more."""
+SPREAD_LEAST = 0.1
+"""The least spread of scores: those of a law that is a single value have none."""
+TILT_MAX = 1.5
+"""No score counts more, in nats: so far the mean over all choices is known to within a hundredth."""
 
 Places: TypeAlias = slice | NDArray[np.intp]
 
@@ -51,6 +58,8 @@ _SAFE_PRIOR = sequential.prior(7, 2, 1)
 """Where the truth lies for a good candidate: the margin away from the margin, or a part of that."""
 _NEAR_SHIFTS: Floats = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 _NEAR_EXCESS: Floats = np.log([1.15, 1.5, 2.5])
+_LIFT = 200
+"""So many buckets, or 2,500 times: more than the largest margin."""
 _FINE = 3
 _REACH = 32
 _SCALES: Floats = np.arange(-_REACH * _FINE, _REACH * _FINE + 1, dtype=np.float64) * (STEP / _FINE)
@@ -123,13 +132,20 @@ class Law:
     """The bucket of each quantile."""
     spreads: Floats
     """The standard deviations of the two scores of the mark, shape and tail."""
+    better: Better
+    is_rough: bool
+    """Whether buckets differ from their neighbours by more than chance: then none may be split."""
 
     @classmethod
     def of(cls, counts: Floats, better: Better) -> Self | None:
         """`None`: too few values."""
-        total = float(counts.sum())
-        if total < PAST_LEAST:
+        if counts.sum() < PAST_LEAST:
             return None
+        return cls._of(counts, better)
+
+    @classmethod
+    def _of(cls, counts: Floats, better: Better) -> Self:
+        total = float(counts.sum())
         log_x = (np.arange(BUCKETS) + LOWEST + 0.5) * STEP
         if better is Better.HIGHER:
             log_x = log_x[::-1]
@@ -140,13 +156,38 @@ class Law:
         z = sequential.normal_scores(counts, step=STEP)
         marks = np.stack([z, _tail(z, *_TAILS[0])])
         variances = marks**2 @ counts / total - (marks @ counts / total) ** 2
+        steps = np.diff(counts, prepend=0.0, append=0.0)
         return cls(
             counts=counts,
             scores=z,
-            spreads=np.sqrt(np.maximum(variances, 1e-6)),
+            spreads=np.maximum(np.sqrt(np.maximum(variances, 0.0)), SPREAD_LEAST),
             means=np.minimum(x / float(counts @ x / total), MEAN_CAP),
             quantiles=dict(zip(_QUANTILES, map(int, places), strict=True)),
+            better=better,
+            is_rough=float(steps @ steps) - 2 * total > ROUGH * total**2,
         )
+
+    def moved(self, counts: Floats, log_ratio: float, *, upwards: bool = False) -> Floats:
+        """The histogram of the values made better by a ratio of 1 or more.
+
+        Where it ends within buckets, these are split. In a rough law nobody knows how, and it ends before,
+        or, `upwards`, behind: on the side that proves less.
+        """
+        if not self.is_rough:
+            return _moved(counts, log_ratio, _zero(self.better))
+        whole = math.ceil(log_ratio / STEP - 1e-9) if upwards else _whole(log_ratio)
+        return _shift(counts, whole, _zero(self.better))
+
+    def lifted(self, b: Floats, c: Floats) -> tuple[Law, Floats, Floats]:
+        """Law and histograms as they are, unless all of the law is zero, which no ratio makes better.
+
+        Then zero counts as the smallest amount there is: one that is worse has none, and every zero of the
+        candidate is evidence.
+        """
+        if self.counts[_zero(self.better)] < self.counts.sum():
+            return self, b, c
+        law, b, c = (_lifted(each, self.better) for each in (self.counts, b, c))
+        return Law._of(law, self.better), b, c
 
     def median(self, metric: Metric) -> float:
         """In the metric's own unit."""
@@ -157,7 +198,8 @@ class Law:
         """Logarithms of weights that fall: evidence that there is no difference, and not `moved`'s."""
         total = float(self.counts.sum())
         distance = float(self.counts @ self.scores - moved @ self.scores) / total
-        return np.asarray(-max(distance, 1e-6) * _SAFE[:, None] * self.scores[at], dtype=np.float64)
+        tilts = np.minimum(max(distance, 1e-6) * _SAFE, TILT_MAX)
+        return np.asarray(-tilts[:, None] * self.scores[at], dtype=np.float64)
 
     def safe_odds(self, aspect: Aspect, buckets: int) -> Floats:
         """The same for the odds of lying at a quantile or beyond, which is moved by so many buckets."""
@@ -311,8 +353,13 @@ class AmountSums:
             at = _NEAR_ASPECTS.index(aspect)
             ratio = sequential.peak(_SCALES, -self.doubts[at])
             bounds = sequential.bounds(_SCALES, self.worst[at], -math.log1p(-plan.confidence))
+            if self.law is not None and self.law.is_rough:
+                bounds = bounds.widened(GROWTH)  # values are told apart to one bucket
         elif baseline and candidate:
             ratio = candidate / baseline if metric.better is Better.LOWER else baseline / candidate
+        if not (baseline and candidate):
+            is_same = baseline == candidate
+            ratio, bounds = (1.0, sequential.Bounds(low=1.0, high=1.0)) if is_same else (None, bounds)
         return replace(
             self._proof(metric, plan, aspect),
             baseline=baseline,
@@ -336,11 +383,12 @@ def proof_needed(
     metric: Metric, plan: Plan, law: Law, aspect: Aspect, share: float, so_far: Floats | None = None
 ) -> int | None:
     """About so many more of the candidate prove an aspect, if the candidate is as the baseline."""
+    law, _, _ = law.lifted(law.counts, law.counts)
     f, margin = law.counts / law.counts.sum(), math.log(margin_of(metric, aspect))
-    moved = _moved(f, margin)
+    moved = law.moved(f, margin)
     at = np.flatnonzero(f + moved)
     if aspect in _QUANTILES:
-        moved = _shift(f, _whole(margin))
+        moved = _shift(f, _whole(margin), _zero(metric.better))
         at = np.flatnonzero(f + moved)
         rows = law.safe_odds(aspect, _whole(margin))[:, None] * (at >= law.quantiles[aspect])
     else:
@@ -358,7 +406,7 @@ def detectable(law: Law, n: float, share: float, deviations: float) -> float | N
     f = law.counts / law.counts.sum()
     spread = math.sqrt(max(float(f @ law.scores**2) - float(f @ law.scores) ** 2, 0.0))
     for ratio in _RATIOS:
-        d = float(f @ law.scores - _moved(f, math.log(ratio)) @ law.scores)
+        d = float(f @ law.scores - law.moved(f, math.log(ratio)) @ law.scores)
         if d > 0 and d * math.sqrt(n * (1 - share)) >= deviations * spread:
             return float(ratio)
     return None
@@ -372,7 +420,7 @@ def _against_harm(
     metric: Metric, law: Law, b: Floats, c: Floats, n_c: int
 ) -> tuple[dict[Aspect, Floats], Floats, Floats]:
     """One bin: e-values against "no worse", the scores of the marks, and their generating functions."""
-    moved = _moved(c, math.log(metric.rollback_ratio))
+    moved = law.moved(c, math.log(metric.rollback_ratio), upwards=True)
     pooled = b + moved
     at = np.flatnonzero(pooled)
     n, inside = pooled[at], moved[at]
@@ -399,17 +447,19 @@ def _against_harm(
 def _against_margins(metric: Metric, law: Law, b: Floats, c: Floats, n_c: int) -> dict[Aspect, Floats]:
     """One bin: e-values against "worse by the margin or more"."""
     found = {}
+    law, b, c = law.lifted(b, c)
     for aspect in metric.proofs:
         margin = math.log(margin_of(metric, aspect))
         if aspect in law.quantiles:
             # Whole buckets, towards the smaller margin: what is proved of it holds of the larger.
             odds = law.safe_odds(aspect, _whole(margin))
-            found[aspect] = _excess(odds, b, _shift(c, _whole(margin)), law.quantiles[aspect], n_c)
+            moved = _shift(c, _whole(margin), _zero(metric.better))
+            found[aspect] = _excess(odds, b, moved, law.quantiles[aspect], n_c)
             continue
-        moved = _moved(c, margin)
+        moved = law.moved(c, margin)
         pooled = b + moved
         at = np.flatnonzero(pooled)
-        rows = -law.bets(at) if aspect is Aspect.MEAN else law.safe_shifts(at, _moved(law.counts, margin))
+        rows = -law.bets(at) if aspect is Aspect.MEAN else law.safe_shifts(at, law.moved(law.counts, margin))
         found[aspect] = rows @ moved[at] - sequential.log_mean_product(rows, pooled[at], n_c)
     return found
 
@@ -426,21 +476,41 @@ def _whole(margin: float) -> int:
     return math.floor(margin / STEP + 1e-9)
 
 
-def _shift(counts: Floats, buckets: int) -> Floats:
-    """The histogram of the values divided by `GROWTH ** buckets`."""
+def _zero(better: Better) -> int:
+    """The bucket of zero, which no ratio moves."""
+    return 0 if better is Better.LOWER else BUCKETS - 1
+
+
+def _shift(counts: Floats, buckets: int, zero: int) -> Floats:
+    """The histogram of the values made better by `GROWTH ** buckets`."""
     if buckets == 0:
         return counts
     moved = np.zeros_like(counts)
     moved[:-buckets] = counts[buckets:]
     moved[0] += counts[:buckets].sum()
+    if zero:
+        moved[zero - buckets] -= counts[zero]
+        moved[zero] += counts[zero]
     return moved
 
 
-def _moved(counts: Floats, log_ratio: float) -> Floats:
-    """The histogram of the values divided by a ratio of 1 or more: buckets that straddle two are split."""
+def _moved(counts: Floats, log_ratio: float, zero: int) -> Floats:
+    """The histogram of the values made better by a ratio: buckets that straddle two are split."""
     whole, part = divmod(log_ratio / STEP, 1.0)
-    lower = _shift(counts, int(whole))
-    return lower if part < 1e-9 else (1 - part) * lower + part * _shift(lower, 1)
+    lower = _shift(counts, int(whole), zero)
+    return lower if part < 1e-9 else (1 - part) * lower + part * _shift(lower, 1, zero)
+
+
+def _lifted(counts: Floats, better: Better) -> Floats:
+    """The histogram with room on the good side of zero."""
+    lifted = np.zeros_like(counts)
+    if better is Better.HIGHER:
+        lifted[:-_LIFT] = counts[_LIFT:]
+        lifted[0] += counts[:_LIFT].sum()
+    else:
+        lifted[_LIFT:] = counts[:-_LIFT]
+        lifted[-1] += counts[-_LIFT:].sum()
+    return lifted
 
 
 def _near(law: Law, b: Floats, c: Floats) -> Floats:
@@ -449,23 +519,24 @@ def _near(law: Law, b: Floats, c: Floats) -> Floats:
     The mean over all choices is bounded by the power of the mean weight (Maclaurin), which is cheap for all
     scales at once, and errs on the wide side.
     """
-    in_c, in_b = np.flatnonzero(c), np.flatnonzero(b)
-    low, high = max(int(in_c[0]) - _REACH - 1, 0), min(int(in_c[-1]) + _REACH + 2, BUCKETS)
-    left, right = min(low, int(in_b[0])), max(high, int(in_b[-1]) + 1)
-    padded = np.pad(c, _REACH + 1)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, high - low)
+    still = c.copy()
+    still[_REACH + 1 : -_REACH - 1] = 0.0  # zero, and what is beyond all buckets, no ratio moves
+    scaled = c - still
+    inside_c, used = np.flatnonzero(scaled), np.flatnonzero(b + c)
+    low, high = (int(inside_c[0]) - _REACH - 1, int(inside_c[-1]) + _REACH + 2) if len(inside_c) else (0, 1)
+    at = slice(min(low, int(used[0])), max(high, int(used[-1]) + 1))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(scaled, _REACH + 1), high - low)
     # Column s holds the values divided by GROWTH ** (s - REACH).
     moved = np.ascontiguousarray(windows[low + 1 : low + 2 * _REACH + 2].T)
-    at = slice(left, right)
-    buckets = np.arange(left, right)
+    buckets = np.arange(at.start, at.stop)
     one_sided = [law.shifts(at, _NEAR_SHIFTS)]
     one_sided += [_NEAR_EXCESS[:, None] * (buckets > place) for place in law.quantiles.values()]
     one_sided.append(law.bets(at))
     log_w = np.concatenate([rows for each in one_sided for rows in (each, -each)])
     w = np.exp(log_w)
-    inner = slice(low - left, high - left)
-    inside = _finer(log_w[:, inner] @ moved)
-    pooled = _finer(w[:, inner] @ moved) + (w @ b[at])[:, None]
+    inner = slice(low - at.start, high - at.start)
+    inside = _finer(log_w[:, inner] @ moved) + (log_w @ still[at])[:, None]
+    pooled = _finer(w[:, inner] @ moved) + (w @ (b + still)[at])[:, None]
     n_c = float(c.sum())
     return np.asarray(inside - n_c * np.log(pooled / (n_c + float(b.sum()))), dtype=np.float64)
 
@@ -500,8 +571,9 @@ def _estimates(metric: Metric, counts: Floats, total: float) -> dict[Aspect, flo
         place = min(int(np.searchsorted(cumulated, share * n)), len(at) - 1)
         part = 1 - float(cumulated[place] - share * n) / float(inside[place])
         edge = float(lower_edges[place]) + (part if is_lower else -part)
-        found[aspect] = math.exp((edge + LOWEST) * STEP)
+        found[aspect] = 0.0 if at[place] == _zero(metric.better) else math.exp((edge + LOWEST) * STEP)
     beyond = np.clip(cumulated - 0.95 * n, 0, inside)
     middles = np.exp((lower_edges + (0.5 if is_lower else -0.5) + LOWEST) * STEP)
+    middles[at == _zero(metric.better)] = 0.0
     found[Aspect.TAIL] = float(beyond @ middles / beyond.sum())
     return found

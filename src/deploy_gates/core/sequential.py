@@ -29,6 +29,8 @@ Floats: TypeAlias = NDArray[np.float64]
 
 STEPS_MAX = 40
 """Newton steps towards a saddlepoint; about three are needed."""
+SETTLED = 0.01
+"""A last step shorter than this has found it."""
 TERMS_MAX = 512
 """Sums of so many terms are added up one by one; longer ones go by the saddlepoint."""
 
@@ -39,6 +41,8 @@ def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
     `log_w` (rows, values) holds the logarithm of a weight for each distinct value, `n` (values) how often it
     occurs. By the saddlepoint with the two next terms of its expansion, relative to the same expansion of the
     number of choices: off by less than 1e-4 for weights up to e, from k = 1 on; exact for equal weights.
+    Where weights are so far apart that no saddlepoint is found, the power of the mean weight, which the mean
+    never exceeds (Maclaurin).
     """
     total = float(n.sum())
     if k <= 0:
@@ -61,12 +65,9 @@ def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
     plain_spread, plain = _expansion(np.array([[k / total]]), np.array([total]))
     exponent = np.log1p(tilted) @ n - k * np.log(tilt)
     plain_exponent = total * math.log(total / (total - k)) - k * odds
-    return np.asarray(
-        k * centre
-        + (exponent - plain_exponent)
-        + 0.5 * np.log(plain_spread / spread)
-        + np.log(correction / plain)
-    )
+    found = (exponent - plain_exponent) + 0.5 * np.log(plain_spread / spread) + np.log(correction / plain)
+    found = np.where(np.abs(step) < SETTLED, found, np.inf)
+    return np.asarray(k * centre + np.minimum(found, k * np.log(w @ n / total)))
 
 
 def log_mean_each(log_w: Floats, law: Floats, share: float) -> Floats:
@@ -80,7 +81,7 @@ def _expansion(p: Floats, n: Floats) -> tuple[Floats, Floats]:
     q = p * (1 - p)
     odd = q * (1 - 2 * p)
     squared = q * q
-    k2, k3, fourth = q @ n, odd @ n, squared @ n
+    k2, k3, fourth = np.maximum(q @ n, 1e-9), odd @ n, squared @ n
     k4 = k2 - 6 * fourth
     k5 = k3 - 12 * ((odd * q) @ n)
     k6 = k2 - 30 * fourth + 120 * ((squared * q) @ n)
@@ -232,6 +233,13 @@ class Bounds:
 
     low: float | None = None
     high: float | None = None
+
+    def widened(self, times: float) -> Bounds:
+        """So many times lower and higher."""
+        return Bounds(
+            low=None if self.low is None else self.low / times,
+            high=None if self.high is None else self.high * times,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,8 +52,43 @@ AWAITED_LEAST = 5.0
 """No request where so many were to be expected happens seven times in a thousand."""
 DROPPED_MAX = 0.01
 """If clients lost more than this part of their outcomes, nothing is promoted."""
+UNKNOWN_LEAST = 5
+UNKNOWN_DEVIATIONS = 3.0
+"""Nor if the candidate lacks so many more latencies or costs than the baseline would, and chance does not
+explain that: they may be those of its slow requests."""
 
 MetricSums: TypeAlias = ShareSums | AmountSums
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """Of so many requests that ended well an amount is known, and of all of them it should be."""
+
+    candidate: int = 0
+    candidate_due: int = 0
+    baseline: int = 0
+    baseline_due: int = 0
+
+    def added(self, metric: Metric, baseline: Half, candidate: Half) -> Known:
+        """After a stratum."""
+        (in_c, due_c), (in_b, due_b) = candidate.known(metric), baseline.known(metric)
+        return Known(
+            candidate=self.candidate + in_c,
+            candidate_due=self.candidate_due + due_c,
+            baseline=self.baseline + in_b,
+            baseline_due=self.baseline_due + due_b,
+        )
+
+    @property
+    def is_lopsided(self) -> bool:
+        """Whether the candidate lacks more than the baseline."""
+        if not (self.candidate_due and self.baseline_due):
+            return False
+        of_baseline = 1 - self.baseline / self.baseline_due
+        excess = self.candidate_due - self.candidate - self.candidate_due * (of_baseline + DROPPED_MAX)
+        lacking = 1 - (self.candidate + self.baseline) / (self.candidate_due + self.baseline_due)
+        variance = lacking * (1 - lacking) * (1 / self.candidate_due + 1 / self.baseline_due)
+        return excess > max(UNKNOWN_LEAST, UNKNOWN_DEVIATIONS * math.sqrt(variance) * self.candidate_due)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +101,8 @@ class Sums:
     first: int = 0
     first_errors: int = 0
     """The candidate's first units, up to the hard limit, and how many of them failed."""
+    known: Mapping[str, Known] = field(default_factory=dict)
+    """Of latency and cost, what should be known of each request that ended well."""
     silent: int = 0
     silent_baseline: int = 0
     """Bins in a row without a unit."""
@@ -109,6 +146,11 @@ class Half:
         """The values of an amount."""
         found = {LATENCY: self.latency, COST: self.cost}.get(metric.name) or self.metrics.get(metric.name)
         return Values.of(metric, found.counts if found else {}, found.total if found else 0.0)
+
+    def known(self, metric: Metric) -> tuple[int, int]:
+        """Of how many that ended well the amount is known, and how many there are."""
+        due = self.n - self.errors
+        return min(self.latency.n if metric.name == LATENCY else self.cost.n, due), due
 
     def share(self, metric: Metric) -> tuple[int, int]:
         """How many bad ones, of how many."""
@@ -206,7 +248,7 @@ def _bin(
     plan: Plan, sums: Sums, arms: Arms, strata: Sequence[_Stratum], started_ms: int | None
 ) -> tuple[Sums, Arms]:
     metrics = dict(sums.metrics)
-    split = dict(sums.split)
+    split, known = dict(sums.split), dict(sums.known)
     first, first_errors = sums.first, sums.first_errors
     for stratum in strata:
         warm = started_ms is not None and stratum.start_ms - started_ms < plan.warm_up_s * 1000
@@ -214,6 +256,8 @@ def _bin(
         for metric in plan.metrics:
             judged = started_ms is not None and not (metric.warm_up and warm)
             metrics[metric.name] = _metric(metric, metrics[metric.name], stratum, judged)
+            if judged and metric.name in (LATENCY, COST):
+                known[metric.name] = known.get(metric.name, Known()).added(metric, baseline, candidate)
         arms = Arms(
             baseline=arms.baseline + (baseline.n if started_ms is not None else 0),
             candidate=arms.candidate + candidate.n,
@@ -231,6 +275,7 @@ def _bin(
         sums,
         metrics=metrics,
         split=split,
+        known=known,
         first=first,
         first_errors=first_errors,
         silent=0 if got[0] or started_ms is None else sums.silent + 1,
@@ -319,7 +364,7 @@ def _verdict(
     unproved = _unproved(draft)
     if not unproved and not draft.missing:
         return Action.PROMOTE, "every metric is proved to be no worse than its margin", ()
-    open_points = "; ".join([*draft.missing, *unproved][:3])
+    open_points = "; ".join(list(dict.fromkeys([*draft.missing, *unproved]))[:3])
     if draft.marks <= _extensions(plan):
         if is_mark:
             return Action.CONTINUE, f"undecided at the mark ({open_points}): {_extended(draft)}", ()
@@ -447,6 +492,9 @@ def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str,
         due_s = (plan.warm_up_s if metric.warm_up else 0.0) + plan.missing_bins * BIN_MS / 1000
         if not each.seen and elapsed_s > due_s:
             found.append(f"there is no {metric.name} of both arms to compare")
+        elif (known := sums.known.get(metric.name)) is not None and known.is_lopsided:
+            of = f"{known.candidate:,} of {known.candidate_due:,} good requests of the candidate"
+            found.append(f"{metric.name} is known of {of} only")
     return tuple(found)
 
 
@@ -455,7 +503,7 @@ def _unproved(draft: Decision) -> list[str]:
     found = []
     names = {each.name: each for each in draft.plan.judged}
     for each in draft.readings:
-        if each.metric not in names or each.margin_ratio is None:
+        if each.metric not in names or each.margin_ratio is None or not draft.sums.metrics[each.metric].seen:
             continue
         if each.log_e_safe < draft.log_e_proof:
             more = f", about {each.needed:,} more requests" if each.needed else ""

@@ -69,7 +69,8 @@ def line(decision: Decision) -> str:
     said = f"{clock(decision.elapsed_s):>7}  {decision.action.value:<8}  {seen}; {words}"
     if decision.action is Action.CONTINUE and not decision.missing:
         return said
-    return f"{said}: {'; '.join(dict.fromkeys([decision.reason, *decision.missing[:MISSING_MAX]]))}"
+    missing = [each for each in decision.missing[:MISSING_MAX] if each not in decision.reason]
+    return f"{said}: {'; '.join([decision.reason, *missing])}"
 
 
 def is_news(before: Decision | None, now: Decision) -> bool:
@@ -301,7 +302,7 @@ def _below(decision: Decision, rows: Sequence[Reading]) -> Iterator[tuple[str, s
         yield _time(decision), _DIM
         yield _warm_up(decision, rows), _DIM
     for clause in decision.missing[:MISSING_MAX]:
-        if clause not in decision.reason:
+        if decision.action is Action.CONTINUE or clause not in decision.reason:  # which is not told then
             yield f"missing: {clause}", _YELLOW
 
 
