@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from serving import Server, a_token, promoted, serving
 
 import engines
@@ -16,6 +17,7 @@ from deploy_gates.core.canonical import spelled
 from deploy_gates.core.promotion import Scope
 from deploy_gates.core.release import Act, Release, Status, Terms
 from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
+from deploy_gates.server.description import openapi
 from deploy_gates.store import Store, open_store
 from deploy_gates.testing import POLICY, a_document, a_record, a_release
 
@@ -158,6 +160,13 @@ def test_status_log_and_metrics_tell_the_same(store: Store, server: Server) -> N
     assert [(each["actor"], each["reason"], each["baseline"]) for each in log] == [
         ("ada", "calmer tone", digest)
     ]
+    assert {each.name for each in text_string_to_metric_families(metrics)} >= {
+        "deploy_gates_revision",
+        "deploy_gates_serving_info",
+        "deploy_gates_clients",
+        "deploy_gates_is_stale",
+        "deploy_gates_requests",
+    }
     assert 'deploy_gates_revision{config="ticket-triage",environment="development"} 1' in metrics
     assert 'deploy_gates_requests_total{method="GET",route="/v1/log",status="200"} 1' in metrics
 
@@ -237,41 +246,73 @@ def test_evidence_that_cannot_be_trusted_is_not_kept(server: Server) -> None:
 
 # --- Who may ------------------------------------------------------------------------------------
 
-EVERYTHING = [
-    ("GET", "/readyz", Scope.READ),
-    ("GET", "/metrics", Scope.READ),
-    ("GET", "/openapi.json", Scope.READ),
-    ("GET", ENVIRONMENT, Scope.READ),
-    ("GET", f"{ENVIRONMENT}/stream", Scope.READ),
-    ("GET", f"/v1/configs/{'a' * 64}", Scope.READ),
-    ("GET", "/v1/status", Scope.READ),
-    ("GET", "/v1/log?config=c&environment=development", Scope.READ),
-    ("POST", "/ofrep/v1/evaluate/flags", Scope.READ),
-    ("POST", "/ofrep/v1/evaluate/flags/ticket-triage", Scope.READ),
-    ("POST", "/v1/tallies", Scope.REPORT),
-    ("PUT", "/v1/configs", Scope.PROMOTE),
-    ("POST", "/v1/evidence", Scope.PROMOTE),
-    ("POST", f"{DEPLOYMENT}/promote", Scope.PROMOTE),
-    ("POST", f"{DEPLOYMENT}/rollback", Scope.PROMOTE),
-]
+READ, REPORT, PROMOTE = ({each} for each in (Scope.READ, Scope.REPORT, Scope.PROMOTE))
+EVERYTHING = {
+    ("GET", "/readyz"): READ,
+    ("GET", "/metrics"): READ,
+    ("GET", "/openapi.json"): READ,
+    ("GET", "/v1/environments/{environment}"): READ,
+    ("GET", "/v1/environments/{environment}/stream"): READ,
+    ("GET", "/v1/configs/{digest}"): READ,
+    ("GET", "/v1/status"): READ,
+    ("GET", "/v1/log"): READ,
+    ("GET", "/v1/promotions"): READ,
+    ("GET", "/v1/promotions/{id}"): READ,
+    ("POST", "/ofrep/v1/evaluate/flags"): READ,
+    ("POST", "/ofrep/v1/evaluate/flags/{flag}"): READ,
+    ("PUT", "/v1/instances/{instance}"): READ | REPORT,
+    ("DELETE", "/v1/instances/{instance}"): READ | REPORT,
+    ("POST", "/v1/tallies"): REPORT,
+    ("PUT", "/v1/configs"): PROMOTE,
+    ("POST", "/v1/evidence"): PROMOTE,
+    ("POST", "/v1/deployments/{config}/{environment}/promote"): PROMOTE,
+    ("POST", "/v1/deployments/{config}/{environment}/rollback"): PROMOTE,
+}
+"""Any of these scopes suffices."""
+
+
+def statuses(server: Server, token: str, *, streams: bool = True) -> dict[tuple[str, str], int]:
+    """What everything answers to whoever has this token; a stream that opens has no end."""
+    place = {
+        "environment": "development",
+        "digest": "a" * 64,
+        "id": "1",
+        "flag": "ticket-triage",
+        "instance": "a1",
+        "config": "ticket-triage",
+    }
+    return {
+        (method, path): server.ask(method, path.format(**place), {}, token=token).status
+        for method, path in EVERYTHING
+        if streams or "stream" not in path
+    }
+
+
+def test_whatever_is_described_has_its_scope_here() -> None:
+    paths = openapi()["paths"]
+    assert isinstance(paths, dict)
+    described = {
+        (method.upper(), path)
+        for path, methods in paths.items()
+        if isinstance(methods, dict)
+        for method in methods
+    }
+
+    assert described - {("GET", "/healthz")} == set(EVERYTHING)
 
 
 def test_nothing_but_health_is_open_once_there_is_a_token(store: Store, server: Server) -> None:
-    others = {scope: a_token(store, *(set(Scope) - {scope})) for scope in Scope}
-
-    without = {
-        (method, path): server.ask(method, path, {}, token="").status for method, path, _ in EVERYTHING
-    }
-    unknown = {server.ask(method, path, {}, token="dg_0_x").status for method, path, _ in EVERYTHING}
-    wrong = {
-        (method, path): server.ask(method, path, {}, token=others[scope]).status
-        for method, path, scope in EVERYTHING
-    }
+    without, unknown = statuses(server, ""), statuses(server, "dg_0_x")
+    wrong = {}
+    for scopes in (READ, READ | REPORT, REPORT, PROMOTE):
+        answers = statuses(server, a_token(store, *(set(Scope) - scopes)))
+        wrong |= {each: answers[each] for each in answers if EVERYTHING[each] == scopes}
 
     assert server.ask("GET", "/healthz", token="").status == 200
     assert set(without.values()) == {401}, without
-    assert unknown == {401}
+    assert set(unknown.values()) == {401}, unknown
     assert set(wrong.values()) == {403}, wrong
+    assert set(wrong) == set(EVERYTHING)
 
 
 @pytest.mark.parametrize(
@@ -299,13 +340,13 @@ def test_a_revoked_token_is_refused_within_seconds(store: Store, server: Server)
 def test_on_loopback_reading_is_open_until_there_is_a_token(store: Store) -> None:
     promoted(store, a_release(store))
     with serving(store.url) as server:
-        opened = [
-            server.ask(method, path, {}).status for method, path, _ in EVERYTHING if "stream" not in path
-        ]
+        opened = statuses(server, "", streams=False)
         a_token(store, Scope.READ)
         until(lambda: server.ask("GET", "/v1/status").status == 401)
 
-    assert [each for each in opened if each == 401] == [401] * 4  # promoting, always
+    assert {each for each, status in opened.items() if status == 401} == {
+        each for each, scopes in EVERYTHING.items() if scopes == PROMOTE
+    }
 
 
 def test_beyond_loopback_nothing_is_open(store: Store) -> None:
@@ -314,8 +355,7 @@ def test_beyond_loopback_nothing_is_open(store: Store) -> None:
         local = Server(url=f"http://127.0.0.1:{port}", token="", process=server.process)
 
         assert local.ask("GET", "/healthz").status == 200
-        assert local.ask("GET", "/v1/status").status == 401
-        assert local.ask("POST", "/ofrep/v1/evaluate/flags", {}).status == 401
+        assert set(statuses(local, "").values()) == {401}
 
 
 # --- Bad input ----------------------------------------------------------------------------------

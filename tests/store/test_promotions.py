@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,10 @@ from typing import Any, LiteralString
 import pytest
 
 from deploy_gates import clock, runner
+from deploy_gates.client import ConfigClient
 from deploy_gates.core import promotion as promotions
 from deploy_gates.core.delivery import Delivery, Fate
-from deploy_gates.core.errors import Refusal, Refused, StoreError
+from deploy_gates.core.errors import ConfigUnavailable, Refusal, Refused, StoreError
 from deploy_gates.core.promotion import Kind, Move
 from deploy_gates.core.release import Act, Approval, Freeze, Promotion, Release, State, Status, Terms
 from deploy_gates.store import Store, open_store, postgres, sqlite
@@ -688,7 +690,7 @@ def test_a_store_of_the_first_version_is_upgraded_with_its_history(
 ) -> None:
     store = a_first_version(store_url, monkeypatch)
     assert isinstance(store, SqliteStore | PostgresStore)
-    with pytest.raises(StoreError, match=r"of version 1, and this program wants 2"):
+    with pytest.raises(StoreError, match=f"of version 1, and this program wants {len(migrations('sqlite'))}"):
         store.check()
     stop, problems, reads = threading.Event(), [], []
 
@@ -734,6 +736,26 @@ def test_a_store_of_the_first_version_is_upgraded_with_its_history(
     assert list(runner.problems(store, row)) == []
     assert store.promotions() == (made,)
     store.close()
+
+
+def test_a_service_that_is_newer_than_its_store_says_so_and_goes_on_after_the_upgrade(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_first_version(store_url, monkeypatch)
+    with ConfigClient(store_url, environment="development", last_good=None, wait_s=0.0) as client:
+        deadline = time.monotonic() + 30
+        while "of version 1" not in client.stale_reason and time.monotonic() < deadline:
+            time.sleep(0.005)
+        with pytest.raises(ConfigUnavailable, match="of version 1, and this program wants"):
+            client.get(CONFIG)
+        upgraded = subprocess.run(
+            [sys.executable, "-m", "deploy_gates", "store", "upgrade", "--store", store_url], check=False
+        )
+        follows = client.wait_for(CONFIG, 3, 30)
+    store.close()
+
+    assert upgraded.returncode == 0
+    assert follows
 
 
 def a_first_version(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Store:

@@ -105,6 +105,42 @@ def test_a_clock_set_back_does_not_lock_an_environment_for_a_day(store: SqliteSt
     assert store.acquire(CONFIG, "development", "lin").fence == 2
 
 
+# --- What is kept -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (
+            "REPLACE INTO evidence SELECT id, config, digest, policy, 'pass', finished_at_ms, signed_by, '', "
+            "envelope FROM evidence WHERE verdict = 'fail'",
+            "evidence that is kept stays",
+        ),
+        (
+            "REPLACE INTO deployment (config, environment) VALUES ('ticket-triage', 'development')",
+            "never deleted",
+        ),
+        ("REPLACE INTO config SELECT digest, 'other', spelling FROM config", "a config that is kept stays"),
+        (
+            "REPLACE INTO history SELECT config, environment, revision, kind, baseline, candidate, "
+            "weight_bp, salt, policy, evidence, fence, 'mallory', reason, idempotency_key, at_ms, "
+            "previous, hash, 0 FROM history",
+            "history",
+        ),
+    ],
+)
+def test_what_is_kept_cannot_be_replaced(store: SqliteStore, statement: str, said: str) -> None:
+    digest = a_release(store, 1)
+    a_release(store, 2, verdict="fail")
+    promoted(store, digest)
+    before = (store.deployments(), store.evidence(CONFIG), store.history(CONFIG, "development"))
+
+    with pytest.raises(StoreError, match=f"does not allow that: .*{said}"):
+        store._run(statement, {})
+
+    assert (store.deployments(), store.evidence(CONFIG), store.history(CONFIG, "development")) == before
+
+
 # --- Disks and files ----------------------------------------------------------------------------
 
 FULL = """

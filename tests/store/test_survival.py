@@ -1,4 +1,4 @@
-"""Promoters that are killed or race each other, and databases that are away, as real processes."""
+"""Promoters that are killed or race each other, and databases that are killed or full, as real processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 
 import engines
 from deploy_gates import runner
-from deploy_gates.client import ConfigClient
 from deploy_gates.core.errors import StoreUnavailable
 from deploy_gates.core.promotion import Acknowledgement
 from deploy_gates.store import Store, open_store
@@ -52,61 +50,6 @@ def test_of_two_promoters_exactly_one_wins_each_of_a_thousand_revisions(store: S
     assert made["revision"] == sum(made["won"]) == 1_000
     assert min(made["won"]) > 0
     assert sum(made["lost"]) > 0, "they never met"
-
-
-DOWN_S = 10.0
-
-
-def test_while_the_database_is_down_clients_serve_what_was_good_and_then_catch_up() -> None:
-    with engines.own_server() as server:
-        url = engines.fresh_postgres(server.url)
-        store = open_store(url)
-        store.upgrade()
-        digests = [a_release(store, 1), a_release(store, 2)]
-        promoted(store, digests[0])
-        with ConfigClient(url, environment="development", last_good=None) as client:
-            asking = Asking(client)
-            server.kill()
-            _until(lambda: client.is_stale)
-            with pytest.raises(StoreUnavailable):
-                store.deployments()
-            asking.answers.clear()
-            went_down = time.monotonic()
-            _until(lambda: time.monotonic() - went_down > DOWN_S)
-            while_down = set(asking.answers)
-            server.start()
-            revision = promoted(store, digests[1])
-            caught_up = client.wait_for("ticket-triage", revision, 30)
-            _until(lambda: not client.is_stale and digests[1] in asking.answers)
-            asking.stop()
-        (found,) = store.deployments()
-        problems = list(runner.problems(store, found))
-        store.close()
-
-    assert while_down == {digests[0]}
-    assert caught_up
-    assert problems == []
-
-
-class Asking:
-    """A thread that asks a client without a pause, as a service under load does."""
-
-    def __init__(self, client: ConfigClient) -> None:
-        self._client = client
-        self._stop = threading.Event()
-        self.answers: set[str] = set()
-        self._thread = threading.Thread(target=self._ask)
-        self._thread.start()
-
-    def _ask(self) -> None:
-        at = 0
-        while not self._stop.is_set():
-            at += 1
-            self.answers.add(self._client.get("ticket-triage", f"user-{at}").digest)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def test_a_command_whose_database_dies_after_the_move_says_that_it_was_made() -> None:

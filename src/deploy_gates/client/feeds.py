@@ -92,7 +92,11 @@ class StoreFeed:
     def read(self, known: Collection[str]) -> Serving:
         def watched(store: Store) -> Serving:
             self._watch(store)  # before reading: no change falls between the two
-            return store.serving(self._environment, known)
+            try:
+                return store.serving(self._environment, known)
+            except LookupError:  # a column that only later tables have
+                store.check()
+                raise
 
         return self._run(watched)
 

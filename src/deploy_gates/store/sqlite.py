@@ -738,6 +738,7 @@ class SqliteStore:
             connection.create_function("netstrings", -1, netstrings, deterministic=True)
             for setting in (
                 "foreign_keys = ON",
+                "recursive_triggers = ON",  # what is kept is not replaced either
                 f"synchronous = {'FULL' if self._durable else 'NORMAL'}",
                 "wal_autocheckpoint = 0",
             ):
