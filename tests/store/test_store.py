@@ -306,6 +306,14 @@ def test_a_rollback_needs_no_evidence_in_force(store: Store) -> None:
         ("UPDATE evidence SET verdict = 'pass' WHERE verdict = 'fail'", "does not change"),
         ("UPDATE evidence SET revoked_by = '' WHERE revoked_by <> ''", "does not change"),
         ("DELETE FROM evidence", ""),
+        ("UPDATE admission SET valid_until_ms = valid_until_ms + 1", "does not change"),
+        ("DELETE FROM admission", "does not change"),
+        (
+            "INSERT INTO admission SELECT id, 'production', 9999999999999 FROM evidence "
+            "WHERE digest = '{narrow}'",
+            "said when it is handed in",
+        ),
+        ("UPDATE environment SET after = ''", "order of environments does not change"),
         (
             "INSERT INTO history SELECT config, environment, revision + 1, kind, baseline, candidate, "
             "weight_bp, salt, policy, evidence, fence, actor, reason, 'other', at_ms, previous, hash, 0 "
@@ -321,6 +329,7 @@ def test_a_bug_in_a_runner_cannot_get_around_the_tables(store: Store, statement:
         "second": a_release(store, 2),
         "unproved": store.put_config(CONFIG, spelled(a_document(3))),
         "revoked": a_release(store, 4),
+        "narrow": a_release(store, 5, admitted_until={"staging": clock.now() + timedelta(days=1)}),
     }
     store.put_evidence(a_record(digests["revoked"], verdict="fail", finished_at=NOW + timedelta(hours=1)))
     moved(store, digests["first"])
