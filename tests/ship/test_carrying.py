@@ -221,6 +221,19 @@ def test_a_second_release_waits_and_the_one_between_is_superseded(road: Road) ->
     ]
 
 
+def test_whoever_was_queued_is_compared_with_what_was_shipped_meanwhile(road: Road) -> None:
+    first = road.propose(2)
+    road.store.take(first.id, "ship")
+    second = road.propose(3)
+    road.store.let_go(road.store.take(first.id, "ship"))
+
+    ended = road.carried(second.id)
+
+    assert second.baseline != first.release.digest
+    assert road.store.promotion(first.id).state is State.SHIPPED  # type: ignore[union-attr]
+    assert (ended.state, ended.baseline) == (State.SHIPPED, first.release.digest)
+
+
 def test_whoever_is_queued_finishes_the_canary_that_a_dead_runner_left(road: Road) -> None:
     first = road.propose(2)
     for told in road.carrier("dead").carry(first.id):

@@ -134,7 +134,7 @@ class Promotion:
     until: str
     """The last environment it goes to."""
     baseline: str = ""
-    """What that environment served when the promotion was proposed; empty: nothing yet."""
+    """What that environment served when its turn came; empty: nothing yet."""
     policy: str = ""
     """The digest of the policy its evidence has to be under."""
     terms: Terms = field(default_factory=lambda: Terms())

@@ -331,6 +331,8 @@ class Carrier:
             if is_mine or last.status is Status.HELD:
                 return promotion
         said: JsonObject = {"said": step.reason} if step.reason else {}
+        if last is None:
+            said["baseline"] = self._deployment(promotion, promotion.until).baseline
         promotion = self.store.write(promotion, step.act, step.environment, Status.BEGUN, said)
         self.on_move()
         return promotion

@@ -166,7 +166,7 @@ def promotion_of(row: Row, journal: Sequence[Entry]) -> Promotion:
             commit=row["commit_id"],
         ),
         until=row["until"],
-        baseline=row["baseline"],
+        baseline=_when_its_turn_came(journal) or row["baseline"],
         policy=row["policy"],
         terms=Terms.from_json(json.loads(row["terms"])),
         state=State(row["state"]),
@@ -178,6 +178,11 @@ def promotion_of(row: Row, journal: Sequence[Entry]) -> Promotion:
         lease_until=time_of(row["lease_until_ms"]) if row["lease_until_ms"] else None,
         journal=tuple(journal),
     )
+
+
+def _when_its_turn_came(journal: Sequence[Entry]) -> str:
+    """The baseline of a promotion, which another one may have moved while this one was queued."""
+    return str(journal[0].data.get("baseline", "")) if journal else ""
 
 
 def entry_of(row: Row) -> Entry:
