@@ -24,15 +24,7 @@ DAY_S = 24 * HOUR_S
 STEPS_S = (-DAY_S, HOUR_S, 30 * DAY_S, 0)
 """How far ahead the clock is, one after the other."""
 
-SERVICE = """
-import sys, time
-from deploy_gates.client import ConfigClient
-with ConfigClient(sys.argv[1], environment="development", last_good=None) as client:
-    served = None
-    for line in iter(sys.stdin.readline, ""):  # "REVISION", or the end
-        print(client.wait_for("ticket-triage", int(line), 20), client.get("ticket-triage").revision,
-              client.is_stale, flush=True)
-"""
+FOLLOWING = str(Path(__file__).with_name("following.py"))
 PROMOTER = """
 import sys
 from deploy_gates import clock, runner
@@ -76,9 +68,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, clock: SteppingClock) ->
         yield engines.fresh_postgres(server.url)
 
 
-def started(clock: SteppingClock, script: str, *arguments: str) -> subprocess.Popen[str]:
+def started(clock: SteppingClock, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -98,7 +90,7 @@ def said(process: subprocess.Popen[str], line: str = "") -> str:
 
 def promoted(clock: SteppingClock, url: str, number: int) -> tuple[int, datetime]:
     """The revision, and what time it was to whoever promoted."""
-    out, _ = started(clock, PROMOTER, url, str(number)).communicate(timeout=60)
+    out, _ = started(clock, "-c", PROMOTER, url, str(number)).communicate(timeout=60)
     revision, at = out.split()
     return int(revision), datetime.fromisoformat(at)
 
@@ -120,7 +112,7 @@ def test_whatever_the_clock_is_set_to_promotions_go_on_and_clients_follow(
     promoted(clock, url, 1)
     numbers = itertools.cycle((2, 1))
     instances: list[list[int]] = []
-    with started(clock, SERVICE, url) as service, started(clock, SERVICE, url) as killed:
+    with started(clock, FOLLOWING, url) as service, started(clock, FOLLOWING, url) as killed:
         followed = [said(service, "1"), said(killed, "1")]
         killed.kill()
         for step_s in STEPS_S:
@@ -156,6 +148,6 @@ def instances_at(clock: SteppingClock, url: str, revision: int) -> list[int]:
 @contextlib.contextmanager
 def held(clock: SteppingClock, url: str) -> Iterator[subprocess.Popen[str]]:
     """A runner that holds the lease, and asks for more of it too late."""
-    with started(clock, LATE_RUNNER, url) as process:
+    with started(clock, "-c", LATE_RUNNER, url) as process:
         assert said(process) == "holds it"
         yield process

@@ -18,10 +18,11 @@ import engines
 from deploy_gates import runner
 from deploy_gates.core.errors import StoreUnavailable
 from deploy_gates.core.promotion import Acknowledgement
-from deploy_gates.store import Store, open_store
+from deploy_gates.store import Store, open_store, postgres, sqlite
 from deploy_gates.testing import POLICY, a_release
 
 KILLING = Path(__file__).with_name("killing.py")
+FOLLOWING = Path(__file__).with_name("following.py")
 
 
 def killing(*arguments: str) -> dict[str, Any]:
@@ -50,6 +51,40 @@ def test_of_two_promoters_exactly_one_wins_each_of_a_thousand_revisions(store: S
     assert made["revision"] == sum(made["won"]) == 1_000
     assert min(made["won"]) > 0
     assert sum(made["lost"]) > 0, "they never met"
+
+
+def test_a_service_reads_on_through_a_migration(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = sqlite if store_url.startswith("sqlite") else postgres
+    known = engine._migrations()
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_migrations", lambda: known[:-1])
+        store = open_store(store_url)
+        store.upgrade()
+    digests = [a_release(store, 1), a_release(store, 2)]
+    promoted(store, digests[0])
+    with subprocess.Popen(
+        [sys.executable, str(FOLLOWING), store_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as service:
+        before = said(service, 1)
+        upgrade = (sys.executable, "-m", "deploy_gates", "store", "upgrade", "--json", "--store", store_url)
+        upgraded = json.loads(subprocess.run(upgrade, stdout=subprocess.PIPE, check=True).stdout)
+        meanwhile = said(service, 1)
+        promoted(store, digests[1])
+        after = said(service, 2)
+        service.communicate(timeout=30)
+    store.close()
+
+    assert (upgraded["before"], upgraded["after"]) == (len(known) - 1, len(known))
+    assert [before, meanwhile, after] == ["True 1 False", "True 1 False", "True 2 False"]
+
+
+def said(service: subprocess.Popen[str], revision: int) -> str:
+    """What the service says once it serves this revision."""
+    assert service.stdin is not None
+    assert service.stdout is not None
+    service.stdin.write(f"{revision}\n")
+    service.stdin.flush()
+    return service.stdout.readline().strip()
 
 
 def test_a_command_whose_database_dies_after_the_move_says_that_it_was_made() -> None:
