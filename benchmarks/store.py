@@ -38,7 +38,7 @@ from deploy_gates.testing import POLICY, a_release
 
 CONFIG = "ticket-triage"
 ENGINES = ("sqlite", "postgres")
-SECTIONS = ("commit", "follow", "get", "fleet", "ofrep")
+SECTIONS = ("commit", "follow", "get", "fleet", "rollback", "ofrep")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +72,10 @@ class Promoter:
                 runner.rollback(
                     self.store, config=CONFIG, environment="development", actor="bench", reason=""
                 )
+        self.take()
+
+    def take(self) -> None:
+        """Take the lease, after whoever moved the environment since."""
         self.lease: Lease = self.store.acquire(CONFIG, "development", "bench", timedelta(minutes=10))
         self.revision = self.lease.revision
 
@@ -198,12 +202,8 @@ def follow(urls: dict[str, str], scratch: Path, rounds: int) -> None:
         "http": Target(must=100, stretch=25),
     }
     for engine, target in targets.items():
-        url = urls["sqlite" if engine == "http" else engine]
-        with contextlib.ExitStack() as stack:
-            address, token = stack.enter_context(server(url)) if engine == "http" else (url, "")
+        with reached(engine, urls) as (url, address, token):
             delays = followed(url, address, token, rounds)
-        if delays is None:
-            continue
         row(
             f"{engine}: {len(delays)} promotions",
             ms(median(delays)),
@@ -339,8 +339,8 @@ def per_call(calls: Callable[[], object], number: int, rounds: int) -> float:
 FLEET = """
 import json, sys, threading, time
 from deploy_gates.client import ConfigClient
-url, number, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-clients = [ConfigClient(url, environment="development", last_good=None) for _ in range(number)]
+url, token, number, last = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+clients = [ConfigClient(url, environment="development", token=token, last_good=None) for _ in range(number)]
 seen = [{} for _ in clients]
 def note(at, client):
     seen[at].setdefault(client.get("ticket-triage").revision, time.monotonic())
@@ -359,41 +359,85 @@ for client in clients:
 
 def fleet(urls: dict[str, str], scratch: Path, promotions: int, clients: int = 100) -> None:
     """A hundred clients in four processes: does each of them follow every promotion within a second?"""
-    heading(f"{clients} clients, {promotions} promotions", "lost", "stale", "slowest")
-    for engine in ENGINES:
-        promoter = Promoter(urls[engine])
-        if not promoter.revision:
-            promoter.move()
-        last = promoter.revision + promotions
+    heading(f"{clients} clients, {promotions} promotions", "lost", "stale", "p99", "slowest")
+    for engine in (*ENGINES, "http"):
+        with reached(engine, urls) as (url, address, token):
+            promoter = Promoter(url)
+            if not promoter.revision:
+                promoter.move()
+            last = promoter.revision + promotions
+            with fleet_of(clients, address, token, last) as processes:
+                committed = {}
+                for _ in range(promotions):
+                    revision = promoter.move()
+                    committed[revision] = time.monotonic()
+                    time.sleep(0.03)
+                lost, delays = 0, []
+                for each in processes:
+                    assert each.stdout is not None
+                    for seen in json.loads(each.stdout.readline()):
+                        arrived = sorted((int(revision), at) for revision, at in seen.items())
+                        lost += arrived[-1][0] < last
+                        delays += delays_of(arrived, committed)
+            promoter.store.close()
+        stale = sum(each > 1 for each in delays)
+        row(engine, f"{lost} (must 0)", f"{stale} (must 0)", ms(percentile(delays, 99)), ms(max(delays)))
+
+
+@contextlib.contextmanager
+def fleet_of(clients: int, address: str, token: str, last: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """So many clients in four processes, all of which serve something; they end once they serve `last`."""
+    with contextlib.ExitStack() as stack:
         processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", FLEET, urls[engine], str(clients // 4), str(last)],
-                stdout=subprocess.PIPE,
-                text=True,
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", FLEET, address, token, str(clients // 4), str(last)],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
             )
             for _ in range(4)
         ]
         for each in processes:
             assert each.stdout is not None
             assert each.stdout.readline() == "ready\n"
-        committed = {}
-        for _ in range(promotions):
-            revision = promoter.move()
-            committed[revision] = time.monotonic()
-            time.sleep(0.03)
-        lost, stale, slowest = 0, 0, 0.0
+        yield processes
+
+
+@contextlib.contextmanager
+def reached(engine: str, urls: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """The store of an engine, and the address and token by which clients reach it."""
+    url = urls["sqlite" if engine == "http" else engine]
+    with contextlib.ExitStack() as stack:
+        yield (url, *(stack.enter_context(server(url)) if engine == "http" else (url, "")))
+
+
+def rollback(urls: dict[str, str], scratch: Path, rounds: int, clients: int = 100) -> None:
+    """From the start of the command to the last of a hundred clients."""
+    heading(f"`deploy-gates rollback`: from the command to {clients} clients", "p50", "slowest", "must")
+    for engine in (*ENGINES, "http"):
+        with reached(engine, urls) as (url, address, token):
+            promoter = Promoter(url)
+            took = [rolled_back(promoter, url, address, token, clients) for _ in range(5)]
+            promoter.store.close()
+        row(engine, ms(median(took)), ms(max(took)), judged(median(took), Target(must=1, stretch=1), " s"))
+
+
+def rolled_back(promoter: Promoter, url: str, address: str, token: str, clients: int) -> float:
+    """Seconds from the command to the last client that serves what was served before."""
+    for _ in range(2):  # two configs in turn: there is something to go back to
+        promoter.take()
+        promoter.move()
+    promoter.store.release(promoter.lease)
+    with fleet_of(clients, address, token, promoter.revision + 1) as processes:
+        command = (sys.executable, "-m", "deploy_gates", "rollback", CONFIG, "--env=development")
+        began = time.monotonic()
+        subprocess.run([*command, "--store", url], stdout=subprocess.DEVNULL, check=True)
+        arrivals = []
         for each in processes:
             assert each.stdout is not None
-            for seen in json.loads(each.stdout.readline()):
-                arrived = sorted((int(revision), at) for revision, at in seen.items())
-                lost += arrived[-1][0] < last
-                for delay in delays_of(arrived, committed):
-                    stale += delay > 1
-                    slowest = max(slowest, delay)
-            each.wait()
-            each.stdout.close()
-        promoter.store.close()
-        row(engine, f"{lost} (must 0)", f"{stale} (must 0)", ms(slowest))
+            arrivals += [max(seen.values()) for seen in json.loads(each.stdout.readline())]
+    return float(max(arrivals) - began)
 
 
 def delays_of(arrived: list[tuple[int, float]], committed: dict[int, float]) -> list[float]:

@@ -411,11 +411,18 @@ def test_looking_makes_nothing(project: Project, run: Command) -> None:
 def test_what_the_store_does_not_know_is_refused(project: Project, run: Command) -> None:
     run("store", "upgrade")
 
-    done = [run("rollback", "triage"), run("token", "revoke", "abc")]
+    done = [
+        run("rollback", "triage"),
+        run("token", "revoke", "abc"),
+        run("log", "--verify"),
+        run("log", "--verify", "triag", "--env=staging"),
+    ]
 
-    assert [each.returncode for each in done] == [1, 1]
+    assert [each.returncode for each in done] == [1, 1, 1, 1]
     assert "nothing was ever promoted to triage in production" in done[0].stderr
     assert "no token abc in force" in done[1].stderr
+    assert "there is no history to verify" in done[2].stderr
+    assert "there is no history of triag in staging to verify" in done[3].stderr
 
 
 def test_the_store_of_the_settings_and_of_the_environment_are_used(

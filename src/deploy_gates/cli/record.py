@@ -302,6 +302,11 @@ def _log(asked: argparse.Namespace) -> int:
 
     with opened(asked) as store:
         deployments = [each for each in store.deployments(asked.env, asked.config) if each.revision]
+        if asked.verify and not deployments:
+            of, at = f" of {asked.config}" * bool(asked.config), f" in {asked.env}" * bool(asked.env)
+            raise Refused(
+                Refusal.UNKNOWN, f"there is no history{of}{at} to verify", hint="deploy-gates status"
+            )
         problems = (
             [said for each in deployments for said in runner.problems(store, each)] if asked.verify else []
         )

@@ -39,6 +39,8 @@ RETRY_FIRST_S, RETRY_MAX_S = 0.05, 2.0
 """How long to wait before trying again, doubled each time."""
 ACK_EVERY_S = 0.05
 """At most so often the store is told what is served."""
+ACK_PAUSES = 10.0
+"""And after so many times as long as it took to tell it: a store that is busy is told less."""
 ACK_AGAIN_S = 1.0
 """When it did not work."""
 CHILD_QUIET_S = 0.3
@@ -295,8 +297,9 @@ class Following:
             now = time.monotonic()
             if now >= heartbeat_at or (self._unacknowledged and now >= acknowledge_at):
                 has_worked = self._acknowledge()
-                acknowledge_at = time.monotonic() + (ACK_EVERY_S if has_worked else ACK_AGAIN_S)
-                heartbeat_at = time.monotonic() + HEARTBEAT_S
+                told_at = time.monotonic()
+                pause_s = max(ACK_EVERY_S, ACK_PAUSES * (told_at - now)) if has_worked else ACK_AGAIN_S
+                acknowledge_at, heartbeat_at = told_at + min(pause_s, ACK_AGAIN_S), told_at + HEARTBEAT_S
             if self._unsaved and now >= save_at:
                 self._save()
                 save_at = time.monotonic() + SAVE_EVERY_S
