@@ -1,0 +1,162 @@
+"""When enough is known: looks at a growing sample that together err no more often than one look at its end.
+
+Each look spends a part of the error that was declared, by how much of the sample is there (Lan and DeMets
+1983, Biometrika 70:659; the family of Kim and DeMets 1987, Biometrika 74:149). What a look may spend becomes
+its own confidence by the joint law of the looks (Armitage, McPherson, and Rowe 1969, JRSS A 132:235).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from deploy_gates.core import stats
+from deploy_gates.core.stats import Conclusion, Pair, Paired
+
+SHARES = (0.02, 0.03, 0.045, 0.065, 0.09, 0.12, 0.16, 0.21, 0.27, 0.35, 0.45, 0.57, 0.7, 0.84, 1.0)
+"""After so much of the sample one looks."""
+CASES_MIN = 500
+"""With fewer cases than these, looking early costs more in proof than in calls."""
+LOOK_MIN = 20
+SPENDING = 1.0
+"""The exponent by which the error is spent: 1 is in proportion to what is known."""
+GRID = 80
+REACH = 6.0
+"""So far out are chances still counted, in standard errors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """What the first look that decides has found, or the last one."""
+
+    cases: int
+    """So many cases it rests on."""
+    confidence: float
+    """That of this look: all looks together have the one that was declared."""
+    found: Paired
+
+
+def order(cases: Sequence[Case], seed: str) -> tuple[str, ...]:
+    """In which order cases are asked: by chance, what belongs together together, each kind in its share.
+
+    `seed` makes it another order for another change: nobody can arrange cases so that a kind comes late.
+    """
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for case in cases:
+        together = case.cluster or f"\0{case.id}"
+        kinds.setdefault(case.kind, {}).setdefault(together, []).append(case.id)
+    placed: list[tuple[float, str, str]] = []
+    for kind, clusters in kinds.items():
+        shuffled = sorted(clusters, key=lambda each: _digest(seed, each))
+        start = int(_digest(seed, f"\1{kind}")[:8], 16) / 16**8
+        for at, cluster in enumerate(shuffled):
+            place = (at + start) / len(shuffled)
+            placed += [(place, cluster, id) for id in clusters[cluster]]
+    first: dict[str, float] = {}
+    for place, cluster, _ in placed:
+        first[cluster] = min(place, first.get(cluster, place))
+    return tuple(id for *_, id in sorted((first[cluster], cluster, id) for _, cluster, id in placed))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What the order needs to know of a case."""
+
+    id: str
+    cluster: str = ""
+    kind: str = ""
+    """Cases of one kind are alike as far as anybody knows: stable ones, ones that are always missed."""
+
+
+def looks(n: int) -> tuple[int, ...]:
+    """After how many of `n` cases one looks; once, at the end, where they are few."""
+    if n < CASES_MIN:
+        return (n,)
+    return tuple(math.ceil(share * n) for share in SHARES if share * n >= LOOK_MIN)
+
+
+def confidences(n: int, confidence: float) -> tuple[float, ...]:
+    """The confidence of each look."""
+    if n < CASES_MIN:
+        return (confidence,)
+    first = len(SHARES) - len(looks(n))
+    return _confidences(SHARES[first:], confidence)
+
+
+def decide(pairs: Sequence[Pair], *, n: int, margin: float, confidence: float) -> Stopped:
+    """What the looks at the first pairs of `n` say; the last one that is due speaks if none decides.
+
+    `pairs` are in the order in which they were asked, without a gap.
+    """
+    due = [(look, level) for look, level in zip(looks(n), confidences(n, confidence), strict=True)]
+    due = [each for each in due if each[0] <= len(pairs)]
+    for look, level in due:
+        found = stats.paired(pairs[:look], margin=margin, confidence=level)
+        if found.conclusion is not Conclusion.UNDECIDED:
+            return Stopped(cases=look, confidence=level, found=found)
+    level = due[-1][1] if due else confidences(n, confidence)[0]
+    found = stats.paired(pairs, margin=margin, confidence=level)
+    if len(pairs) < n:  # between two looks nothing is decided
+        found = stats.undecided(found)
+    return Stopped(cases=len(pairs), confidence=level, found=found)
+
+
+def _digest(seed: str, text: str) -> str:
+    return hashlib.sha256(f"{seed}\0{text}".encode()).hexdigest()
+
+
+# --- What each look may say ---------------------------------------------------------------------
+
+
+@functools.cache
+def _confidences(shares: tuple[float, ...], confidence: float) -> tuple[float, ...]:
+    """Such that no effect crosses at a look as often as it may spend, and none before it."""
+    normal, error = NormalDist(), 1 - confidence
+    found: list[float] = []
+    spent = before = 0.0
+    points: list[tuple[float, float]] = [(0.0, 1.0)]
+    """The chance of each value of the sum, among those that have not crossed."""
+    for share in shares:
+        may, step = error * share**SPENDING - spent, share - before
+        bound = _crossing(points, step, may)
+        found.append(normal.cdf(bound / math.sqrt(share)))
+        points = _moved(points, step, bound, low=-REACH * math.sqrt(share))
+        spent, before = spent + may, share
+    return tuple(found)
+
+
+def _crossing(points: Sequence[tuple[float, float]], step: float, may: float) -> float:
+    """The sum that is exceeded after this step with the chance `may`."""
+    spread = math.sqrt(step)
+
+    def exceeds(bound: float) -> float:
+        return math.fsum(
+            chance * 0.5 * math.erfc((bound - at) / (spread * math.sqrt(2))) for at, chance in points
+        )
+
+    low, high = -REACH, REACH
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if exceeds(middle) > may else (low, middle)
+    return high
+
+
+def _moved(
+    points: Sequence[tuple[float, float]], step: float, bound: float, low: float
+) -> list[tuple[float, float]]:
+    """The law after this step of what stays below the bound, on a grid whose cells keep their chances."""
+    spread, width = math.sqrt(step), (bound - low) / GRID
+
+    def below(edge: float) -> Callable[[float], float]:
+        return lambda at: 0.5 * math.erfc((at - edge) / (spread * math.sqrt(2)))
+
+    edges = [low + cell * width for cell in range(GRID + 1)]
+    masses = [math.fsum(chance * below(edge)(at) for at, chance in points) for edge in edges]
+    return [
+        (low + (cell + 0.5) * width, masses[cell + 1] - masses[cell] + (masses[0] if cell == 0 else 0.0))
+        for cell in range(GRID)
+    ]
