@@ -287,6 +287,29 @@ def test_each_sample_is_a_question_of_its_own() -> None:
     assert len(texts) == server.asked == 3
 
 
+def test_what_is_spared_is_not_asked_and_what_is_under_way_is_kept() -> None:
+    journal = Kept()
+    checks = [a_check(str(at)) for at in range(200)]
+
+    with (
+        serve(Says("refund", after_s=0.005)) as server,
+        engine(server, in_flight=4, journal=journal) as running,
+    ):
+        running.ask_ahead(checks)
+        first = [running.outcome(check) for check in checks[:3]]
+        running.spare(checks[3:])
+        rest = [running.outcome(check) for check in checks[3:]]
+
+        totals = running.totals
+
+    spared = [each for each in rest if each.figures.get("unanswered") == Cause.SPARED.value]
+    assert all(each.found is not Found.UNKNOWN for each in first)
+    assert len(spared) > 150
+    assert server.asked == totals.asked == len(journal.lines)
+    assert server.asked < 50
+    assert (totals.waiting, totals.unanswered) == (0, 0)
+
+
 @pytest.mark.parametrize("in_flight", [1, 7])
 def test_no_more_are_asked_at_once_than_allowed(in_flight: int) -> None:
     checks = [a_check(str(at)) for at in range(30)]

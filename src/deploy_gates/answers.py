@@ -9,20 +9,22 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
-from deploy_gates import catalog, clock, prompt, recordings, tokens, workspace
-from deploy_gates.core.canonical import JsonObject
+from deploy_gates import catalog, clock, history, prompt, recordings, tokens, workspace
+from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.config import ConfigChange, ModelConfig
 from deploy_gates.core.cost import Price, Usage, dollars, nanousd
 from deploy_gates.core.errors import PromptError, SettingsError, WorkspaceError
 from deploy_gates.core.gate import Check, Found, GateName, Outcome
+from deploy_gates.core.past import Past
 from deploy_gates.core.policy import Context
 from deploy_gates.core.question import Answer, Question
+from deploy_gates.gates import golden
 from deploy_gates.model import Budget, Endpoint, Engine, Record, Totals
 from deploy_gates.recordings import Journal
 from deploy_gates.settings import Settings
@@ -79,6 +81,7 @@ class Answers:
             live=any(record is not Record.NONE for record in self._records.values()),
             budget_usd=budget_usd,
             count_tokens=self._count_tokens,
+            history={each.name: self._past(each) for each in changes.changed},
         )
 
     # --- What is recorded -----------------------------------------------------------------------
@@ -86,6 +89,14 @@ class Answers:
     def _journal(self, change: ConfigChange, started: datetime) -> Journal:
         folder = self.root / STATE_FOLDER / "journal"
         return Journal(folder, change.name, now=started, again=self._records[change.name] is Record.ALL)
+
+    def _past(self, change: ConfigChange) -> Mapping[str, Past]:
+        remembered = history.load(self._history_file(change))
+        self.notes += remembered.notes
+        return remembered.cases
+
+    def _history_file(self, change: ConfigChange) -> Path:
+        return self.root / STATE_FOLDER / "history" / f"{change.name}.jsonl"
 
     def _with_recordings(self, change: ConfigChange) -> ConfigChange:
         """The change with every recorded answer that may serve it: its own, and the baseline's."""
@@ -190,10 +201,23 @@ class Answers:
         began = time.perf_counter()
         engine = self._engine(change, may_ask=not blocking)
         asking = [check for check in checks if check.gate not in OFFLINE]
+        places = {case: at for at, case in enumerate(golden.in_order(change, self.context))}
+        asking.sort(key=lambda check: places.get(check.case, -1) if check.gate is GateName.GOLDEN else -1)
         engine.ask_ahead(asking)
-        for check in asking:
-            engine.outcome(check)
+        self._until_certain(change, engine, asking)
         self.asking_s[change.name] = time.perf_counter() - began
+
+    def _until_certain(self, change: ConfigChange, engine: Engine, asking: Sequence[Check]) -> None:
+        """Wait for all outcomes in order; what the cases before it decide is not asked any more."""
+        looks = golden.looks(change, self.context)
+        cases: list[Outcome] = []
+        for at, check in enumerate(asking, start=1):
+            outcome = engine.outcome(check)
+            if check.gate is GateName.GOLDEN and check.case:
+                cases.append(outcome)
+                if len(cases) in looks and golden.is_certain(change, cases, self.context):
+                    engine.spare(asking[at:])
+                    return
 
     def asker(self, change: ConfigChange) -> Callable[[JsonObject], Answer]:
         """Asks the candidate of `change` with these inputs."""
@@ -260,6 +284,23 @@ class Answers:
                     order=_keys(change),
                     keep=self._will_resume(change),
                 )
+            except WorkspaceError as error:
+                notes.append(error.message)
+        return notes
+
+    def remember(self, outcomes: Iterable[Outcome]) -> list[str]:
+        """Add to the history how each case fared; what stands in the way of it, as notes."""
+        answers: dict[str, dict[str, list[Json]]] = {}
+        for each in outcomes:
+            for arm in ("answers", "baseline_answers"):
+                given = each.figures.get(arm)
+                if isinstance(given, list):
+                    answers.setdefault(each.config, {}).setdefault(each.case, []).extend(given)
+        notes = []
+        for change in self.changes if self._keeps else ():
+            past = self.context.history[change.name]
+            try:
+                history.keep(self._history_file(change), past, answers.get(change.name, {}))
             except WorkspaceError as error:
                 notes.append(error.message)
         return notes

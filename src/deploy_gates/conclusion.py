@@ -37,7 +37,7 @@ class Run:
 
 def conclude(run: Run) -> RunReport:
     """Judge and seal every change. What cannot be written is a note on the report, and blocks."""
-    notes = list(run.changes.notes) + run.answers.keep()
+    notes = list(run.changes.notes) + run.answers.keep() + run.answers.remember(run.outcomes)
     made = tuple(_judged(run, change) for change in run.answers.changes)
     told = RunReport(
         changes=made,

@@ -21,10 +21,10 @@ from _pytest.terminal import TerminalReporter
 from deploy_gates import answers, baseline, clock, conclusion, documents, report, settings, workspace
 from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.config import ConfigChange
-from deploy_gates.core.errors import DeployGatesError, Unanswered
+from deploy_gates.core.errors import Cause, DeployGatesError, Unanswered
 from deploy_gates.core.gate import Check, Found, GateName, Outcome
 from deploy_gates.core.question import Answer
-from deploy_gates.gates import GATES
+from deploy_gates.gates import GATES, golden
 from deploy_gates.model import Totals
 
 PROPERTY = "deploy_gates"
@@ -108,7 +108,10 @@ class Gating:
     # --- Collection -----------------------------------------------------------------------------
 
     def pytest_report_header(self) -> list[str]:
-        return self.answers.header(self.chosen)
+        lines = self.answers.header(self.chosen)
+        if GateName.GOLDEN in self.chosen:
+            lines += [golden.power(change, self.answers.context) for change in self.answers.changes]
+        return [line for line in lines if line]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session: pytest.Session) -> bool | None:
@@ -211,6 +214,8 @@ class Gating:
         said = dict(report.user_properties) if report.when == "call" else {}
         if "missed" in said:
             return "missed", "m", ("MISSED", {"yellow": True})
+        if "spared" in said:
+            return "spared", "-", ("SPARED", {"yellow": False})
         if "unknown" in said:
             return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
         return None
@@ -387,7 +392,9 @@ class GateItem(pytest.Item):
         assert isinstance(parent, GateFile)
         outcome = parent.gating.answers.outcome(self.check, self._together)
         self.outcome = outcome
-        if outcome.found is Found.UNKNOWN:
+        if outcome.figures.get("unanswered") == Cause.SPARED.value:
+            self.user_properties.append(("spared", "; ".join(outcome.reasons)))
+        elif outcome.found is Found.UNKNOWN:
             self.user_properties.append(("unknown", "; ".join(outcome.reasons)))
         elif outcome.found is Found.MISSED and self.check.case:
             self.user_properties.append(("missed", "; ".join(outcome.reasons)))

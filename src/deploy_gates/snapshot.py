@@ -175,6 +175,7 @@ def _case(raw: JsonObject, line: int, comparison: Comparison) -> Case:
         tags=tuple(str(each) for each in parsing.list_(raw.get("tags", []))),
         cluster=str(raw.get("cluster", "")),
         must_pass=bool(raw.get("must_pass", False)),
+        samples=int(parsing.number(raw.get("samples", 0))),
         line=line,
     )
 

@@ -167,6 +167,8 @@ class Case:
     tags: tuple[str, ...] = ()
     cluster: str = ""
     must_pass: bool = False
+    samples: int = 0
+    """How often it is asked; 0: as the policy says."""
     line: int = 0
 
     @property

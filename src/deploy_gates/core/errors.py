@@ -107,6 +107,8 @@ class Cause(StrEnum):
     """Asking could spend more than the run may spend."""
     INTERRUPTED = "interrupted"
     """The run ended before the question was asked."""
+    SPARED = "spared"
+    """The verdict was certain without it."""
 
 
 class Unanswered(DeployGatesError):

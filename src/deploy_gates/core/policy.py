@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from deploy_gates.core.cost import Price
 from deploy_gates.core.gate import GateName
+from deploy_gates.core.past import Past
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,16 @@ class GoldenPolicy:
     min_cases: int = 10
     min_pass_rate: float = 0.8
     """For a config that is new: it has no baseline to be no worse than."""
+    samples: int = 1
+    """How often each case is asked."""
+    unstable_samples: int = 5
+    """How often one is that its history calls unstable."""
+    baseline_samples: int = 0
+    """How often the baseline is, at least: its answers are kept and serve every change to come."""
+    early_stop: bool = True
+    """Whether asking stops as soon as the verdict is certain."""
+    tags: tuple[str, ...] = ()
+    """Tags that block where their own cases are proved worse."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,3 +86,5 @@ class Context:
     budget_usd: Decimal | None = None
     count_tokens: Callable[[str, str], int] = _nobody_counts
     """An encoding and a text, to how many tokens it has."""
+    history: Mapping[str, Mapping[str, Past]] = field(default_factory=dict)
+    """By config and case: how earlier answers fared."""

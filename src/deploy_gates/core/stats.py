@@ -7,7 +7,7 @@ pairing throw it away. Every bound here errs towards not knowing. Shares and sco
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist
@@ -142,6 +142,21 @@ def more_needed(
         middle = (few + many) // 2
         few, many = (few, middle) if decides(middle) else (middle, many)
     return many - len(pairs)
+
+
+def samples_needed(n: int, more: int) -> int:
+    """How many samples more of each of `n` cases say as much as `more` cases, where chance alone varies."""
+    return -(-more // n)
+
+
+def holm(chances: Mapping[str, float]) -> dict[str, float]:
+    """Each chance, corrected for how many there are: Holm 1979, step down."""
+    made: dict[str, float] = {}
+    least = 0.0
+    for at, (name, chance) in enumerate(sorted(chances.items(), key=lambda item: item[1])):
+        least = max(least, min(1.0, (len(chances) - at) * chance))
+        made[name] = least
+    return made
 
 
 def detectable(n: float, discordant_share: float, confidence: float, power: float = 0.8) -> float | None:
@@ -332,9 +347,7 @@ def _moments(pairs: Sequence[Pair]) -> _Moments:
         As if one more cluster had changed as a whole: where nothing changed, only clusters count, for one of
         them may fail as a whole.
         """
-        independent = math.fsum(
-            pair.weight**2 * abs(each) for pair, each in zip(pairs, changes, strict=True)
-        )
+        independent = math.fsum(pair.weight**2 * abs(each) for pair, each in zip(pairs, changes, strict=True))
         varies = (spread + squares / clusters) / (
             max(0.0, independent - mean**2 * own_squares) + own_squares / clusters
         )

@@ -40,7 +40,18 @@ class Stopped:
     found: Paired
 
 
-def order(cases: Sequence[Case], seed: str) -> tuple[str, ...]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What the order needs to know of a case."""
+
+    id: str
+    cluster: str = ""
+    kind: str = ""
+    """Cases of one kind are alike as far as anybody knows: stable ones, ones that are always missed."""
+
+
+@functools.lru_cache(maxsize=4)
+def order(cases: tuple[Case, ...], seed: str) -> tuple[str, ...]:
     """In which order cases are asked: by chance, what belongs together together, each kind in its share.
 
     `seed` makes it another order for another change: nobody can arrange cases so that a kind comes late.
@@ -55,21 +66,11 @@ def order(cases: Sequence[Case], seed: str) -> tuple[str, ...]:
         start = int(_digest(seed, f"\1{kind}")[:8], 16) / 16**8
         for at, cluster in enumerate(shuffled):
             place = (at + start) / len(shuffled)
-            placed += [(place, cluster, id) for id in clusters[cluster]]
+            placed += [(place, cluster, each) for each in clusters[cluster]]
     first: dict[str, float] = {}
     for place, cluster, _ in placed:
         first[cluster] = min(place, first.get(cluster, place))
-    return tuple(id for *_, id in sorted((first[cluster], cluster, id) for _, cluster, id in placed))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """What the order needs to know of a case."""
-
-    id: str
-    cluster: str = ""
-    kind: str = ""
-    """Cases of one kind are alike as far as anybody knows: stable ones, ones that are always missed."""
+    return tuple(case for *_, case in sorted((first[cluster], cluster, case) for _, cluster, case in placed))
 
 
 def looks(n: int) -> tuple[int, ...]:

@@ -9,21 +9,23 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy_gates import prompt
-from deploy_gates.core import stats
+from deploy_gates.core import quarantine, stats, stopping
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.config import Case, ConfigChange, ModelConfig
-from deploy_gates.core.errors import Problem, PromptError, Unanswered
+from deploy_gates.core.errors import Cause, Problem
 from deploy_gates.core.gate import Asking, Check, Found, GateName, GateResult, Outcome, Verdict, worst
+from deploy_gates.core.past import Past
 from deploy_gates.core.policy import Context, GoldenPolicy
-from deploy_gates.core.question import Answer, Question
+from deploy_gates.core.quarantine import Quarantine
 from deploy_gates.core.stats import Conclusion, Pair, Paired
-from deploy_gates.gates.matching import Match, Matcher
+from deploy_gates.gates import asking
 
+SAMPLES_MAX = 20
+"""Whoever needs more samples than that needs more cases."""
 NAMED_MAX = 20
 """So many cases are named in a sentence; the rest is counted."""
 
@@ -35,9 +37,9 @@ def checks(change: ConfigChange, context: Context) -> Iterator[Check]:
         return
     dataset = functools.partial(_dataset, change=change, config=config, context=context)
     yield _check(f"{change.candidate.config_file}::golden/dataset", change.name, dataset)
-    arms = _arms(change, config, str(Path(context.root, change.candidate.folder)))
+    arms = asking.arms(change, config, context, str(Path(context.root, change.candidate.folder)))
     for case in change.candidate.cases:
-        compare = functools.partial(_compare, case=case, arms=arms)
+        compare = functools.partial(asking.compare, case=case, arms=arms)
         yield _check(f"{change.candidate.cases_file}::{case.id}", change.name, compare, case)
 
 
@@ -50,13 +52,24 @@ def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -
     )
     if not own:
         return _nothing(context)
-    unknown = [each for each in own if each.case and each.found is Found.UNKNOWN]
-    known = [_Scored.of(each) for each in own if each.case and each.found is not Found.UNKNOWN]
-    has_baseline = change.baseline is not None and change.baseline.config is not None
-    compared = (_against_baseline if has_baseline else _on_its_own)(known, context.policy.golden)
+    apart = quarantine.of(change.candidate.config, context.now)
+    all_unknown = [each for each in own if each.case and each.found is Found.UNKNOWN]
+    all_known = [_Scored.of(each) for each in own if each.case and each.found is not Found.UNKNOWN]
+    known = [each for each in all_known if each.outcome.case not in apart.cases]
+    unknown = [each for each in all_unknown if each.case not in apart.cases]
+    policy = context.policy.golden
+    if has_baseline(change):
+        stopped = _stopped(change, known, context)
+        if stopped is not None and stopped.is_certain:
+            unknown = [each for each in unknown if not _is_spared(each)]
+        compared = _against_baseline(known, policy, stopped)
+    else:
+        compared = _on_its_own(known, policy)
     findings = [
         *_dataset_findings([each for each in own if not each.case]),
-        *_must_pass_findings(known),
+        *_must_pass_findings(all_known),
+        *_quarantine_findings(apart),
+        *_flaky_findings(change, context),
         *_unknown_findings(unknown),
         # The cases that happen to be known are not the sample that was drawn: nothing follows from them.
         *([] if unknown else [compared.finding]),
@@ -72,8 +85,8 @@ def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -
         hint=next((each.hint for each in findings if each.hint), ""),
         checks=len(own),
         missed=sum(each.found is Found.MISSED for each in own),
-        unknown=sum(each.found is Found.UNKNOWN for each in own),
-        figures=compared.figures,
+        unknown=sum(each.found is Found.UNKNOWN and not _is_spared(each) for each in own),
+        figures=compared.figures | _apart_figures(apart, all_known),
     )
 
 
@@ -138,87 +151,6 @@ def _lost(was: Case, now: Case) -> str:
     if len(now.checks) < len(was.checks):
         return f"{len(now.checks)} of {len(was.checks)} checks"
     return "no `must_pass`" if was.must_pass and not now.must_pass else ""
-
-
-# --- A case -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Arms:
-    """Both configs' matchers. Each answer keeps to its own config's output schema; all else that is asked of
-    it comes from the candidate's case and the candidate's comparison.
-    """
-
-    candidate: Matcher
-    baseline: Matcher | None
-    inputs: dict[str, JsonObject]
-    """What the baseline's own cases give to its templates, by id."""
-
-
-def _arms(change: ConfigChange, config: ModelConfig, folder: str) -> _Arms:
-    before = change.baseline
-    baseline = None
-    if before is not None and before.config is not None:
-        baseline = Matcher(before.config, comparison=config.comparison, folder=folder)
-    inputs = {case.id: case.inputs for case in before.cases} if before else {}
-    return _Arms(candidate=Matcher(config, folder=folder), baseline=baseline, inputs=inputs)
-
-
-def _compare(check: Check, *, case: Case, arms: _Arms) -> Asking:
-    """Ask both configs, or once where both send the same request; and match what they answer."""
-    try:
-        question = prompt.ask(arms.candidate.config, case.inputs, label=case.id)
-    except PromptError as error:
-        return check.outcome(Found.UNKNOWN, f"cannot be asked: {error.message}")
-    figures: JsonObject = {"weight": case.weight, "cluster": case.cluster, "must_pass": case.must_pass}
-    figures["same_request"] = False
-    before = (yield from _ask_baseline(case, arms, question, figures)) if arms.baseline else None
-    try:
-        answer = yield question
-    except Unanswered as error:
-        figures |= {"unanswered": error.cause.value, "hint": error.hint}
-        return check.outcome(Found.UNKNOWN, error.message, figures=figures)
-    found = arms.candidate.match(answer, case)
-    if arms.baseline is not None and before is None:
-        figures["same_request"] = _schema(arms.baseline) == _schema(arms.candidate)
-        before = found if figures["same_request"] else arms.baseline.match(answer, case)
-    figures |= {"score": found.score, "finish_reason": answer.finish_reason}
-    figures["baseline_score"] = before.score if before else None
-    for difference in (*found.differences, *(before.differences if before else ()))[:1]:
-        figures |= {"field": difference.at, "expected": difference.expected, "got": difference.got}
-    if found.score is None:
-        return check.outcome(Found.UNKNOWN, *found.reasons, figures=figures, usage=answer.usage)
-    if before is not None and before.score is None:
-        why = f"the baseline's answer: {before.why_unknown}"
-        return check.outcome(Found.UNKNOWN, why, figures=figures, usage=answer.usage)
-    verdict = Found.MET if found.score >= 1 else Found.MISSED
-    return check.outcome(verdict, *found.reasons, figures=figures, usage=answer.usage)
-
-
-def _ask_baseline(
-    case: Case, arms: _Arms, question: Question, figures: JsonObject
-) -> Generator[Question, Answer, Match | None]:
-    """How the baseline's answer matches; `None` if it is asked the same, and so has the same answer."""
-    assert arms.baseline is not None
-    config = arms.baseline.config
-    try:
-        try:
-            asked = prompt.ask(config, case.inputs, label=case.id)
-        except PromptError:  # its variables may have had other names
-            asked = prompt.ask(config, arms.inputs.get(case.id, {}), label=case.id)
-        if asked.digest == question.digest:
-            return None
-        found = arms.baseline.match((yield asked), case)
-    except PromptError as error:
-        return Match(score=None, why_unknown=f"cannot be asked for, {error.message}")
-    except Unanswered as error:
-        figures |= {"unanswered": error.cause.value, "hint": error.hint}
-        return Match(score=None, why_unknown=error.message)
-    return found
-
-
-def _schema(matcher: Matcher) -> JsonObject | None:
-    return matcher.config.output.schema if matcher.config.output else None
 
 
 # --- What bears on the verdict ------------------------------------------------------------------
@@ -332,25 +264,201 @@ def _without_id(outcome: Outcome) -> str:
     return re.sub(rf"\s*(\bfor )?(?<![\w-]){re.escape(outcome.case)}(?![\w-])\s*", " ", why).strip()
 
 
+# --- Before the run -----------------------------------------------------------------------------
+
+
+def power(change: ConfigChange, context: Context) -> str:
+    """What loss these cases can see, before any is asked: `400 cases × 2 samples can see −2.1 pt`."""
+    apart = quarantine.of(change.candidate.config, context.now).cases
+    counted = [case for case in change.candidate.cases if case.id not in apart]
+    if not counted or change.candidate.config is None:
+        return ""
+    policy, past = context.policy.golden, context.history.get(change.name, {})
+    once = often = samples = 0.0
+    for case in counted:
+        known = past.get(case.id, Past())
+        count = asking.wanted(case, policy, known)
+        swing = known.swing if len(known.scored) >= PAST_MIN else SWING_ASSUMED
+        once, often, samples = once + swing, often + swing / count, samples + count
+    size = len(counted) * once / often if often else float(len(counted))
+    loss_pt = stats.detectable(size, min(1.0, once / len(counted)), policy.confidence)
+    times = f" × {samples / len(counted):.2g} samples" if samples > len(counted) else ""
+    asked = _cases(len(counted)) + times
+    sees = "no loss at all" if loss_pt is None else f"a loss of {loss_pt:.1f} pt"
+    unstable = [case.id for case in counted if past.get(case.id, Past()).is_unstable]
+    flaky = f"; flaky: {_named(unstable)}" if unstable else ""
+    return f"deploy-gates: {change.name}: {asked} can see {sees}{flaky}"
+
+
+PAST_MIN = 3
+"""With fewer answers than these nobody knows how much a case varies."""
+SWING_ASSUMED = 0.05
+"""Then it is taken to change once in twenty times."""
+
+
+def _flaky_findings(change: ConfigChange, context: Context) -> Iterator[_Finding]:
+    past = context.history.get(change.name, {})
+    flaky = [
+        f"{case.id} ({100 * past[case.id].rate:.0f} % of {len(past[case.id].scored)})"
+        for case in change.candidate.cases
+        if case.id in past and past[case.id].is_unstable
+    ]
+    if flaky:
+        are = "1 case is" if len(flaky) == 1 else f"{len(flaky):,} cases are"
+        told = f"{are} flaky, by earlier answers met: {_named(flaky)}"
+        yield _Finding(verdict=Verdict.PASS, reasons=(told,))
+
+
+# --- Enough is known ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stopped:
+    """What the cases that count say, in the order in which they are asked, at the looks that are due."""
+
+    n: int
+    known: tuple[_Scored, ...]
+    """Those the conclusion rests on."""
+    confidence: float
+    found: Paired
+
+    @property
+    def is_certain(self) -> bool:
+        return self.found.conclusion is not Conclusion.UNDECIDED
+
+
+def has_baseline(change: ConfigChange) -> bool:
+    """Whether there is a config to be no worse than."""
+    return change.baseline is not None and change.baseline.config is not None
+
+
+def in_order(change: ConfigChange, context: Context) -> tuple[str, ...]:
+    """The ids of the cases in the order in which asking them teaches most; empty: as they stand."""
+    apart = quarantine.of(change.candidate.config, context.now).cases
+    counted = [case for case in change.candidate.cases if case.id not in apart]
+    if not has_baseline(change) or not _stops_early(len(counted), context):
+        return ()
+    past = context.history.get(change.name, {})
+    cases = tuple(
+        stopping.Case(id=case.id, cluster=case.cluster, kind=_kind(past.get(case.id))) for case in counted
+    )
+    assert change.baseline is not None, "it has a baseline"
+    configs = (change.baseline.config, change.candidate.config)
+    seed = " ".join(each.digest if each else "" for each in configs)
+    # What must pass and what does not count is asked whatever the others say.
+    first = [case.id for case in change.candidate.cases if case.must_pass or case.id in apart]
+    return (*first, *(each for each in stopping.order(cases, seed) if each not in set(first)))
+
+
+def is_certain(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -> bool:
+    """Whether the cases that are known decide already, so that no other has to be asked."""
+    known = [_Scored.of(each) for each in outcomes if each.found is not Found.UNKNOWN]
+    stopped = _stopped(change, known, context)
+    return stopped is not None and stopped.is_certain
+
+
+def looks(change: ConfigChange, context: Context) -> tuple[int, ...]:
+    """After how many of the cases in order it is worth asking whether they decide."""
+    order, before = in_order(change, context), _asked_whatever(change, context)
+    return tuple(each + before for each in stopping.looks(len(order) - before))[:-1] if order else ()
+
+
+def _stops_early(n: int, context: Context) -> bool:
+    return context.policy.golden.early_stop and n >= stopping.CASES_MIN
+
+
+def _kind(past: Past | None) -> str:
+    if past is None or not past.scored:
+        return ""
+    return "unstable" if past.is_unstable else "missed" if past.rate < 0.5 else "met"
+
+
+def _asked_whatever(change: ConfigChange, context: Context) -> int:
+    apart = quarantine.of(change.candidate.config, context.now).cases
+    return sum(case.must_pass or case.id in apart for case in change.candidate.cases)
+
+
+def _stopped(change: ConfigChange, known: Sequence[_Scored], context: Context) -> _Stopped | None:
+    """What the looks say; `None` where cases are few, and all of them are one sample.
+
+    What must pass decides apart, and is no part of a sample that may end early.
+    """
+    order = in_order(change, context)
+    if not order:
+        return None
+    sample = order[_asked_whatever(change, context) :]
+    by_case = {each.outcome.case: each for each in known}
+    first: list[_Scored] = []
+    for case in sample:
+        if case not in by_case:
+            break
+        first.append(by_case[case])
+    if not first:
+        return None
+    policy = context.policy.golden
+    decided = stopping.decide(
+        [each.pair for each in first],
+        n=len(sample),
+        margin=policy.margin_pt / 100,
+        confidence=policy.confidence,
+    )
+    return _Stopped(
+        n=len(sample),
+        known=tuple(first[: decided.cases]),
+        confidence=decided.confidence,
+        found=decided.found,
+    )
+
+
+def _is_spared(outcome: Outcome) -> bool:
+    return outcome.figures.get("unanswered") == Cause.SPARED.value
+
+
+def _quarantine_findings(apart: Quarantine) -> Iterator[_Finding]:
+    if apart.expired:
+        yield _Finding(
+            verdict=Verdict.PASS,
+            reasons=(f"the quarantine of {_named(apart.expired)} is over: they count again",),
+        )
+
+
+def _apart_figures(apart: Quarantine, known: Sequence[_Scored]) -> JsonObject:
+    found = {each.outcome.case: each for each in known}
+    held: dict[str, Json] = {
+        case: {"until": until, "score": _rounded(found[case].score) if case in found else None}
+        for case, until in apart.cases.items()
+    }
+    return {"quarantined": held} if held else {}
+
+
 # --- The statistics -----------------------------------------------------------------------------
 
 
-def _against_baseline(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
+def _against_baseline(
+    known: Sequence[_Scored], policy: GoldenPolicy, stopped: _Stopped | None = None
+) -> _Compared:
     """No worse than the baseline on the same cases, by more than the margin."""
     required = ("", f"≥ −{_limit(policy.margin_pt)} pt")
     if not known:
         return _no_case(required)
-    pairs, margin = [each.pair for each in known], policy.margin_pt / 100
-    found = stats.paired(pairs, margin=margin, confidence=policy.confidence)
+    margin, everything = policy.margin_pt / 100, known
+    if stopped is not None:
+        known, found = stopped.known, stopped.found
+    else:
+        found = stats.paired([each.pair for each in known], margin=margin, confidence=policy.confidence)
+    pairs = [each.pair for each in known]
     more = stats.more_needed(pairs, margin=margin, confidence=policy.confidence)
     low = _points(100 * found.low, unlike=None if found.low >= -margin else -policy.margin_pt)
+    early = stopped is not None and stopped.is_certain and found.n < stopped.n
+    by_tag = _tags(known, policy)
     return _Compared(
         measured=(
             _counted(known, found, has_baseline=True),
             f"{_points(100 * found.delta)}, at worst {low} ({_sure(policy)})",
+            *([f"certain after {found.n:,} of {_cases(stopped.n)}"] if stopped and early else []),
         ),
         required=required,
-        finding=_finding(known, found, policy, more),
+        finding=_finding(known, found, policy, more, by_tag),
         figures=_figures(known, found, policy)
         | {
             "baseline_rate": _rounded(found.baseline),
@@ -362,32 +470,72 @@ def _against_baseline(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compar
             "conclusion": found.conclusion.value,
             "same_requests": sum(pair.same_request for pair in pairs),
             "more_cases": more,
-            "worse": [each.case for each in known if each.score < each.baseline],
+            "worse": [each.case for each in everything if each.score < each.baseline],
             "better": [
-                each.case | {"got": each.case["expected"]} for each in known if each.score > each.baseline
+                each.case | {"got": each.case["expected"]}
+                for each in everything
+                if each.score > each.baseline
             ],
-        },
+        }
+        | ({"stopped_at": found.n, "planned": stopped.n} if stopped and early else {})
+        | ({"worse_tags": {tag: _rounded(p) for tag, p in by_tag.items()}} if by_tag else {}),
     )
 
 
-def _finding(known: Sequence[_Scored], found: Paired, policy: GoldenPolicy, more: int | None) -> _Finding:
+def _tags(known: Sequence[_Scored], policy: GoldenPolicy) -> dict[str, float]:
+    """The tags whose own cases are proved worse, and how likely that is by chance, all tags together.
+
+    Holm 1979, Scandinavian Journal of Statistics 6:65: the chance that any of them is named wrongly is at
+    most `1 - confidence`, however many tags there are.
+    """
+    tagged: dict[str, list[_Scored]] = {}
+    for each in known:
+        for tag in each.outcome.tags:
+            tagged.setdefault(tag, []).append(each)
+    chances = {
+        tag: stats.paired([each.pair for each in cases], margin=0.0, confidence=policy.confidence).p_worse
+        for tag, cases in tagged.items()
+        if len(cases) < len(known)  # a tag that all have says what all say
+    }
+    return {tag: p for tag, p in stats.holm(chances).items() if p < 1 - policy.confidence}
+
+
+def _finding(
+    known: Sequence[_Scored],
+    found: Paired,
+    policy: GoldenPolicy,
+    more: int | None,
+    by_tag: Mapping[str, float],
+) -> _Finding:
     is_blind = found.candidate == found.baseline == 0 and not all(each.pair.same_request for each in known)
     if is_blind:
         return _Finding(
             verdict=Verdict.INCONCLUSIVE,
             reasons=("neither config meets a single case, so these cannot tell the two apart",),
         )
-    if found.conclusion is Conclusion.NO_WORSE:
-        return _Finding(verdict=Verdict.PASS)
+    of_tags = tuple(
+        f"worse where tagged {tag}: by chance, all tags counted, in {100 * p:.2g} % of such comparisons"
+        for tag, p in sorted(by_tag.items(), key=lambda item: item[1])
+    )
+    declared = [tag for tag in by_tag if tag in policy.tags]
     if found.conclusion is Conclusion.WORSE:
         chance = f"by chance alone it would be as large in {100 * found.p_worse:.2g} % of such comparisons"
         return _Finding(
-            verdict=Verdict.FAIL, reasons=(f"the loss is proved: {chance}",), hint=_weak_spot(known)
+            verdict=Verdict.FAIL,
+            reasons=(f"the loss is proved: {chance}", *of_tags),
+            hint=_weak_spot(known),
         )
+    if declared:
+        return _Finding(verdict=Verdict.FAIL, reasons=of_tags, hint=_weak_spot(known))
+    if found.conclusion is Conclusion.NO_WORSE:
+        return _Finding(verdict=Verdict.PASS, reasons=of_tags)
     return _Finding(
         verdict=Verdict.INCONCLUSIVE,
-        reasons=(f"{_cases(found.n)} cannot tell a loss of {_limit(policy.margin_pt)} pt from none",),
-        hint=_would_decide(more),
+        reasons=(
+            f"{_cases(found.n)} cannot tell a loss of {_limit(policy.margin_pt)} pt from none",
+            *of_tags,
+        ),
+        hint=_would_decide(more, known),
     )
 
 
@@ -508,11 +656,16 @@ def _counted(known: Sequence[_Scored], found: Paired, *, has_baseline: bool) -> 
     return f"{met} of {found.n:,}" + (f", baseline {before}" if has_baseline else "")
 
 
-def _would_decide(more: int | None) -> str:
+def _would_decide(more: int | None, known: Sequence[_Scored] = ()) -> str:
     if more is None:
         return "no number of cases like these would decide: the loss is as large as the margin"
     step = 10 ** max(0, len(str(more)) - 2)  # two digits are all it is worth
-    return f"about {_cases(-(-more // step) * step)} more like these would decide"
+    cases = f"about {_cases(-(-more // step) * step)} more like these would decide"
+    samples = stats.samples_needed(len(known), more) if known else SAMPLES_MAX
+    if samples >= SAMPLES_MAX or all(each.score == each.baseline for each in known):
+        return cases  # where nothing varies, asking again teaches nothing
+    more_samples = "1 sample" if samples == 1 else f"{samples} samples"
+    return cases.replace(" more like these", f" more like these or {more_samples} more of each")
 
 
 def _points(value: float, *, unlike: float | None = None) -> str:

@@ -16,7 +16,7 @@ import random
 import ssl
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -30,6 +30,7 @@ from deploy_gates.core.question import Answer, Api, Question
 from deploy_gates.model import failures, protocol
 from deploy_gates.model.values import (
     INTERRUPTED,
+    SPARED,
     Budget,
     Endpoint,
     Failed,
@@ -106,6 +107,10 @@ class Caller:
         """Ask these, in this order."""
         self._on_loop(self._enqueue, jobs)
 
+    def withdraw(self, keys: Collection[str]) -> None:
+        """Do not ask those of these that wait for their turn; they end as spared."""
+        self._on_loop(self._withdraw, keys)
+
     def stop(self) -> None:
         """Leave everything unfinished, now; whatever has no answer is delivered as interrupted."""
         self._on_loop(self._stop)
@@ -145,6 +150,15 @@ class Caller:
 
     def _enqueue(self, jobs: Sequence[Job]) -> None:
         self._queue.extend(jobs)
+        self._pump()
+
+    def _withdraw(self, keys: Collection[str]) -> None:
+        waiting, self._queue = self._queue, deque()
+        for job in waiting:
+            if job.question.key in keys:
+                self._deliver(Settled(question=job.question, result=SPARED))
+            else:
+                self._queue.append(job)
         self._pump()
 
     def _pump(self) -> None:

@@ -21,6 +21,7 @@ from deploy_gates.core.gate import Asking, Check, Found, Outcome
 from deploy_gates.core.question import Answer, Question
 from deploy_gates.model.values import (
     INTERRUPTED,
+    SPARED,
     Budget,
     Endpoint,
     Estimate,
@@ -143,6 +144,26 @@ class Engine:
                 self._take()
             return run.outcome
 
+    def spare(self, checks: Sequence[Check]) -> None:
+        """End these as spared; of their questions only those that are under way still get an answer."""
+        with self._lock:
+            spared = {id(run): run for run in map(self._run, checks) if run.outcome is None}
+            wanted = {
+                key for key, runs in self._waiting.items() if runs and all(id(run) in spared for run in runs)
+            }
+            self._waiting |= {key: [] for key in wanted}
+            for job in [job for job in self._to_ask if job.question.key in wanted]:
+                self._to_ask.remove(job)
+                del self._waiting[job.question.key]
+            for run in spared.values():
+                while run.outcome is None:
+                    run.receive(SPARED)
+                    run.next()
+            if self._caller is not None:
+                self._caller.withdraw(wanted)
+            while self._caller is not None and any(key in self._waiting for key in wanted):
+                self._take()
+
     def ask(self, question: Question) -> Answer:
         """The answer to one question. `Unanswered` if there is none."""
         with self._lock:
@@ -235,6 +256,9 @@ class Engine:
         settled = None if self._is_closed and self._settled.empty() else self._settled.get()
         if settled is None:
             self._give_up()
+            return
+        if settled.result is SPARED:
+            self._waiting.pop(settled.question.key, None)
             return
         self._count(settled)
         self._known[settled.question.key] = settled.result

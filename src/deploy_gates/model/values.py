@@ -85,6 +85,11 @@ INTERRUPTED = Failed(
 )
 
 
+SPARED = Failed(
+    cause=Cause.SPARED, message="not asked, since the verdict was certain without it", can_retry=False
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """A question to be asked, and the worst it can cost; `None` if nobody knows."""
