@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -175,7 +174,6 @@ def power(runs: int) -> Iterator[dict[str, object]]:
 
 def saved(runs: int) -> Iterator[dict[str, object]]:
     """Calls that stopping early saves, and that its promises hold."""
-    same = {"stable": 1.0, "failing": 0.0, "unstable_share": 0.0}
     for n, margin in ((1_000, 0.02), (1_000, 0.05), (10_000, 0.02)):
         times = max(10, runs * 1_000 // n // 2)
         for name, world, loss in (
@@ -183,7 +181,7 @@ def saved(runs: int) -> Iterator[dict[str, object]]:
             ("no effect, K = 5", World(n=n, samples=K), 0.0),
             ("-10 pt", World(n=n), 0.1),
             ("-10 pt, K = 5", World(n=n, samples=K), 0.1),
-            ("identical answers", World(n=n, **same), 0.0),
+            ("identical answers", World(n=n, stable=1.0, failing=0.0, unstable_share=0.0), 0.0),
             ("the margin lost", World(n=n, samples=K), margin),
         ):
             words, shares = _stopped(world, loss, margin, 5 if name.startswith("ident") else times)
@@ -246,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
