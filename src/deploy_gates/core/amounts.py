@@ -40,6 +40,9 @@ TILT_MAX = 1.5
 Places: TypeAlias = slice | NDArray[np.intp]
 
 _QUANTILES = {Aspect.P50: 0.5, Aspect.P95: 0.95, Aspect.P99: 0.99}
+_LEVELS: Floats = np.array(list(_QUANTILES.values()))
+_LOG_X: Floats = (np.arange(BUCKETS, dtype=np.float64) + LOWEST + 0.5) * STEP
+"""The middle of each bucket, worse to the right where lower is better."""
 _SHIFTS: Floats = np.array([0.05, 0.105, 0.2, 0.37, 0.7, 1.2])
 """The whole law is worse by so many of its standard deviations."""
 _TAILS = ((0.02, 2.0), (0.08, 1.9), (0.02, 3.2))
@@ -145,24 +148,25 @@ class Law:
 
     @classmethod
     def _of(cls, counts: Floats, better: Better) -> Self:
-        total = float(counts.sum())
-        log_x = (np.arange(BUCKETS) + LOWEST + 0.5) * STEP
-        if better is Better.HIGHER:
-            log_x = log_x[::-1]
-        highest = float(log_x[counts > 0].max())
+        seen = np.flatnonzero(counts)
+        inside = counts[seen]
+        cumulated = np.cumsum(inside)
+        total = float(cumulated[-1])
+        log_x = _LOG_X if better is Better.LOWER else _LOG_X[::-1]
+        highest = log_x[seen[-1] if better is Better.LOWER else seen[0]]
         x = np.exp(np.clip(log_x - highest, -600.0, 40.0))
-        cumulated = np.cumsum(counts)
-        places = np.searchsorted(cumulated, np.array(list(_QUANTILES.values())) * total)
+        places = seen[np.searchsorted(cumulated, _LEVELS * total)]
         z = sequential.normal_scores(counts, step=STEP)
-        marks = np.stack([z, _tail(z, *_TAILS[0])])
-        variances = marks**2 @ counts / total - (marks @ counts / total) ** 2
-        steps = np.diff(counts, prepend=0.0, append=0.0)
+        marks = np.stack([z[seen], _tail(z[seen], *_TAILS[0])])
+        variances = marks**2 @ inside / total - (marks @ inside / total) ** 2
+        around = counts[max(0, int(seen[0]) - 1) : int(seen[-1]) + 2]
+        steps = around[1:] - around[:-1]
         return cls(
             counts=counts,
             scores=z,
             spreads=np.maximum(np.sqrt(np.maximum(variances, 0.0)), SPREAD_LEAST),
-            means=np.minimum(x / float(counts @ x / total), MEAN_CAP),
-            quantiles=dict(zip(_QUANTILES, map(int, places), strict=True)),
+            means=np.minimum(x / float(inside @ x[seen] / total), MEAN_CAP),
+            quantiles=dict(zip(_QUANTILES, places.tolist(), strict=True)),
             better=better,
             is_rough=float(steps @ steps) - 2 * total > ROUGH * total**2,
         )
@@ -525,9 +529,9 @@ def _near(law: Law, b: Floats, c: Floats) -> Floats:
     inside_c, used = np.flatnonzero(scaled), np.flatnonzero(b + c)
     low, high = (int(inside_c[0]) - _REACH - 1, int(inside_c[-1]) + _REACH + 2) if len(inside_c) else (0, 1)
     at = slice(min(low, int(used[0])), max(high, int(used[-1]) + 1))
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(scaled, _REACH + 1), high - low)
     # Column s holds the values divided by GROWTH ** (s - REACH).
-    moved = np.ascontiguousarray(windows[low + 1 : low + 2 * _REACH + 2].T)
+    places = np.arange(low, high)[:, None] + np.arange(-_REACH, _REACH + 1)
+    moved = scaled.take(places, mode="clip")  # the outermost buckets are empty
     buckets = np.arange(at.start, at.stop)
     one_sided = [law.shifts(at, _NEAR_SHIFTS)]
     one_sided += [_NEAR_EXCESS[:, None] * (buckets > place) for place in law.quantiles.values()]
@@ -543,9 +547,11 @@ def _near(law: Law, b: Floats, c: Floats) -> Floats:
 
 def _finer(rows: Floats) -> Floats:
     """Between two whole buckets a histogram is split in proportion, and sums over it are linear in that."""
-    parts = np.arange(_FINE) / _FINE
-    between = rows[:, :-1, None] * (1 - parts) + rows[:, 1:, None] * parts
-    return np.concatenate([between.reshape(len(rows), -1), rows[:, -1:]], axis=1)
+    finer = np.empty((len(rows), _FINE * (rows.shape[1] - 1) + 1))
+    finer[:, ::_FINE] = rows
+    for part in range(1, _FINE):
+        finer[:, part::_FINE] = rows[:, :-1] * (1 - part / _FINE) + rows[:, 1:] * (part / _FINE)
+    return finer
 
 
 def _doubts(near: Floats) -> Floats:

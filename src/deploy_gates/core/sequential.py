@@ -62,7 +62,7 @@ def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
             break
     tilted = w * tilt[:, None]
     spread, correction = _expansion(tilted / (1 + tilted), n)
-    plain_spread, plain = _expansion(np.array([[k / total]]), np.array([total]))
+    plain_spread, plain = _plain_expansion(k / total, total)
     exponent = np.log1p(tilted) @ n - k * np.log(tilt)
     plain_exponent = total * math.log(total / (total - k)) - k * odds
     found = (exponent - plain_exponent) + 0.5 * np.log(plain_spread / spread) + np.log(correction / plain)
@@ -70,10 +70,30 @@ def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
     return np.asarray(k * centre + np.minimum(found, k * np.log(w @ n / total)))
 
 
-def log_mean_each(log_w: Floats, law: Floats, share: float) -> Floats:
-    """`log_mean_product` of very many values of this law, for each one chosen, if `share` of them is."""
-    many = 1e9
-    return log_mean_product(log_w, law / law.sum() * many, share * many) / (share * many)
+def log_mean_odds_each(log_theta: Floats, rate: float, share: float) -> Floats:
+    """`log_mean_odds` of very many values, for each one chosen: `rate` of them are marked, `share` chosen."""
+    theta = np.exp(log_theta)
+    middle = (1 - rate) + rate * theta - share * (1 + theta)
+    tilt = (np.sqrt(middle**2 + 4 * theta * (1 - share) * share) - middle) / (2 * theta * (1 - share))
+    exponent = (1 - rate) * np.log1p(tilt) + rate * np.log1p(theta * tilt) - share * np.log(tilt)
+    plain = -math.log1p(-share) - share * math.log(share / (1 - share))
+    return np.asarray((exponent - plain) / share)
+
+
+def _plain_expansion(p: float, n: float) -> tuple[float, float]:
+    """`_expansion` of `n` alike."""
+    q = p * (1 - p)
+    k2, k3, k4 = n * q, n * q * (1 - 2 * p), n * q * (1 - 6 * q)
+    k5, k6 = k3 * (1 - 12 * q), k2 * (1 - 30 * q + 120 * q * q)
+    first = k4 / (8 * k2**2) - 5 * k3**2 / (24 * k2**3)
+    second = (
+        -k6 / (48 * k2**3)
+        + 35 * k4**2 / (384 * k2**4)
+        + 7 * k5 * k3 / (48 * k2**4)
+        - 35 * k3**2 * k4 / (64 * k2**5)
+        + 385 * k3**4 / (1152 * k2**6)
+    )
+    return k2, max(1 + first + second, 0.05)
 
 
 def _expansion(p: Floats, n: Floats) -> tuple[Floats, Floats]:
@@ -187,18 +207,19 @@ def normal_scores(counts: Floats, *, step: float) -> Floats:
     Above the highest value seen, scores go on rising by `step` (the width of a bucket) over the spread of the
     upper half, by at most 1.5: a value nobody has seen is worse than the worst that was.
     """
-    total = float(counts.sum())
-    below = np.cumsum(counts) - counts
-    least = 0.5 / (total + 1)
-    z = ndtri(np.clip((below + counts / 2 + least) / (total + 2 * least), least, 1 - least))
     seen = np.flatnonzero(counts)
-    top = int(seen[-1])
-    cumulated = below + counts
-    middle, upper = (int(np.searchsorted(cumulated, share * total)) for share in (0.5, 0.9))
+    first, top = int(seen[0]), int(seen[-1])
+    inside = counts[first : top + 1]
+    cumulated = np.cumsum(inside)
+    total = float(cumulated[-1])
+    least = 0.5 / (total + 1)
+    z = np.full(len(counts), ndtri(least))
+    ranks = (cumulated - inside / 2 + least) / (total + 2 * least)
+    z[first : top + 1] = ndtri(np.clip(ranks, least, 1 - least))
+    middle, upper = np.searchsorted(cumulated, np.array([0.5, 0.9]) * total).tolist()
     spread = max((upper - middle) * step / 1.2816, step)
-    beyond = np.arange(len(counts)) - top
-    z = np.where(beyond > 0, z[top] + np.minimum(beyond * step / spread, 1.5), z)
-    return np.asarray(z, dtype=np.float64)
+    z[top + 1 :] = z[top] + np.minimum(np.arange(1, len(counts) - top) * (step / spread), 1.5)
+    return z
 
 
 def log_beta_binomial(candidate: int, baseline: int, share: float, concentration: float = 400.0) -> float:

@@ -34,6 +34,10 @@ _SAFE_PRIOR = sequential.prior(6, 1.8, 0.8, 0.9, 0.5)
 _NEAR = np.array([2, 4, 6, 9, 13, 18, 25, 35, 50])
 _NEAR_PRIOR = sequential.prior(1, 2, 2, 2, 2, 2, 1, 1, 0.5)
 """Alternatives of the confidence sequence: so many steps of the grid away, on both sides."""
+_NEAR_WEIGHTS = np.concatenate([_NEAR_PRIOR, _NEAR_PRIOR]) / 2
+_NEAR_PLACES = np.clip(
+    np.concatenate([_NEAR, -_NEAR])[:, None] + np.arange(len(_GRID)), 0, len(_GRID) - 1
+)  # beyond an end of the grid stands that end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +156,7 @@ def proof_needed(
 ) -> int | None:
     """About so many more of the candidate prove the margin (a logarithm), if it is as the baseline."""
     thetas = np.append(margin * _SAFE, margin)
-    rows = np.stack([np.zeros_like(thetas), thetas], axis=1)
-    log_l = rate * thetas - sequential.log_mean_each(rows, np.array([1 - rate, rate]), share)
+    log_l = rate * thetas - sequential.log_mean_odds_each(thetas, rate, share)
     growth = np.append(log_l[:-1] - log_l[-1], _rare(metric, rate, 1.0))
     lacking = -math.log(plan.false_promotion) - np.log(_SAFE_PRIOR)
     return sequential.needed(lacking - (0.0 if so_far is None else so_far), growth)
@@ -182,9 +185,6 @@ def margin_of(metric: Metric, past: Sequence[tuple[int, int]]) -> float:
 
 def _doubt(grid: Floats) -> Floats:
     """For each odds ratio, the logarithm of the e-value against it."""
-    padded = np.pad(grid, int(_NEAR[-1]), mode="edge")
-    offsets = np.concatenate([_NEAR, -_NEAR]) + _NEAR[-1]
-    windows = padded[offsets[:, None] + np.arange(len(grid))]
-    weights = np.concatenate([_NEAR_PRIOR, _NEAR_PRIOR]) / 2
+    windows = grid[_NEAR_PLACES]
     top = windows.max(axis=0)
-    return np.asarray(top + np.log(weights @ np.exp(windows - top)) - grid, dtype=np.float64)
+    return np.asarray(top + np.log(_NEAR_WEIGHTS @ np.exp(windows - top)) - grid, dtype=np.float64)
