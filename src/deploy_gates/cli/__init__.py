@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from deploy_gates import __version__
 from deploy_gates.cli import canary, deliveries, demo, record, repository, ship
+from deploy_gates.cli import credits as ledger
 from deploy_gates.cli.frame import DONE, REFUSED, UNAVAILABLE, USAGE, print_json
 from deploy_gates.core.errors import DeployGatesError, EnvelopeError, Refused, StoreError
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     ship.add(commands)
     record.add(commands)
     canary.add(commands)
+    ledger.add(commands)
     deliveries.add(commands)
     demo.add(commands)
     return parser

@@ -110,7 +110,11 @@ def _add_tokens(commands: Commands) -> None:
     )
     create.add_argument("name", help="who uses it; promotions by it are logged under this name")
     create.add_argument(
-        "--scope", action="append", required=True, choices=["read", "report", "promote"], help="repeatable"
+        "--scope",
+        action="append",
+        required=True,
+        choices=["read", "report", "promote", "spend", "grant"],
+        help="repeatable",
     )
     stored(tokens, "list", _list_tokens, "list all tokens, without their secrets", "deploy-gates token list")
     revoke = stored(

@@ -17,6 +17,7 @@ from deploy_gates.client.feeds import feed_of
 from deploy_gates.client.following import Following
 from deploy_gates.client.last_good import LastGood, default_path
 from deploy_gates.client.outcomes import Outcomes
+from deploy_gates.client.paying import paying_of
 from deploy_gates.client.served import Served
 from deploy_gates.client.snapshot import Row, Snapshot
 from deploy_gates.core.assignment import WHOLE_BP
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CLOSE_OUTCOMES_S = 0.4
 """How long `close` tries to deliver the last tallies."""
+CLOSE_CREDITS_S = 0.2
+"""And the last transactions, where some are left."""
 CLOSE_THREADS_S = 0.3
 """And how long it waits for its threads after that."""
 DEFAULT_CACHE = Path("~/.cache")
@@ -46,6 +49,10 @@ class ConfigClient:
     `token`. Making one waits up to `wait_s` for the first answer and raises nothing if there is none: what
     was last served on this machine is then served from `last_good`, or nothing until the store is back.
     `StoreError` for a URL that can never work. `report` tells the store what is served and what came of it.
+
+    With `credits`, or an `organisation` that pays unless a call names another, calls are paid for: entering
+    `config.call()` asks the store and may be refused. While the store is away, such calls are refused, too,
+    or made for nothing with `credits_away="allow"`.
     """
 
     def __init__(
@@ -59,6 +66,9 @@ class ConfigClient:
         wait_s: float = 5.0,
         poll_s: float = 0.008,
         report: bool = True,
+        credits: bool = False,
+        organisation: str = "",
+        credits_away: str = "refuse",
     ) -> None:
         feed = feed_of(url, token=token, environment=environment, poll_s=poll_s)
         self.url = feed.url
@@ -66,6 +76,13 @@ class ConfigClient:
         self._entries: dict[str, _Entry] = {}
         self._freshness = Freshness()
         self._outcomes = Outcomes(self._report)
+        self._paying = paying_of(
+            feed.url if url.startswith("sqlite:") else url,
+            token=token,
+            organisation=organisation,
+            is_on=credits,
+            away=credits_away,
+        )
         self._callbacks: tuple[Callable[[frozenset[str]], None], ...] = ()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -170,6 +187,7 @@ class ConfigClient:
                 return
             self._is_closed = True
         forking.unregister(self)
+        self._paying.close(CLOSE_CREDITS_S)
         self._outcomes.close(CLOSE_OUTCOMES_S)
         self._following.stop(CLOSE_THREADS_S)
 
@@ -205,7 +223,7 @@ class ConfigClient:
         return baseline, self._offer(row.candidate), salted, limit.to_bytes(8, "big"), row.deadline
 
     def _offer(self, served: Served) -> Offer:
-        return Offer(served=served, freshness=self._freshness, outcomes=self._outcomes)
+        return Offer(served=served, freshness=self._freshness, outcomes=self._outcomes, paying=self._paying)
 
     def _tell(self, changed: frozenset[str]) -> None:
         for callback in self._callbacks:
@@ -266,5 +284,6 @@ class ConfigClient:
             return
         self._following = self._following.renewed()
         self._outcomes.after_fork()
+        self._paying.after_fork()
         self._publish(self._following.snapshot)  # the parent may have been about to
         self._following.start()

@@ -13,6 +13,8 @@ from deploy_gates.core.tally import Arm
 
 if TYPE_CHECKING:
     from deploy_gates.client.outcomes import Call, Outcomes
+    from deploy_gates.client.paying import Paying
+    from deploy_gates.core.cost import Usage
 
 SILENT_S = 20.0
 """Who has not heard of the store for so long serves what may be stale, whatever the reason."""
@@ -47,6 +49,7 @@ class Offer:
     served: Served
     freshness: Freshness
     outcomes: Outcomes
+    paying: Paying
 
 
 class Config:
@@ -123,9 +126,19 @@ class Config:
                 raise PromptError(f"{self.name} wants an input `{each}`", hint=f"its inputs: {known}")
         return prompt.body(config, inputs)
 
-    def call(self) -> Call:
-        """Measures one call with this config: `with config.call() as call: …`, sync or async."""
-        return self._offer.outcomes.begin(self._offer.served, self.key)
+    def call(self, *, organisation: str = "", worst: Usage | None = None, id: str = "") -> Call:
+        """Measures one call with this config: `with config.call() as call: …`, sync or async.
+
+        With credits on, an organisation pays for it: the one named here, or the client's. What it uses at
+        worst is the config's `limits.cost_per_request`, its context window, or `worst`; `id` is the id of the
+        reservation. Entering it then raises `CreditsRefused` where that cannot be reserved.
+        """
+        offer = self._offer
+        if not (organisation or offer.paying.is_on):
+            return offer.outcomes.begin(offer.served, self.key)
+        return offer.paying.call(
+            offer.outcomes, offer.served, self.key, organisation=organisation, worst=worst, id=id
+        )
 
     def __repr__(self) -> str:
         return (

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from deploy_gates.core.canonical import Json, JsonObject
@@ -23,6 +24,9 @@ from deploy_gates.core.errors import StoreError, StoreUnavailable
 from deploy_gates.core.parsing import list_, object_
 from deploy_gates.core.promotion import Acknowledgement, Deployment, Serving
 from deploy_gates.core.tally import Tally
+
+if TYPE_CHECKING:
+    from deploy_gates.core.ledger import Answer, Transaction
 
 ANSWER_S = 5.0
 """How long a server may take for an answer; half of it in silence."""
@@ -140,6 +144,57 @@ class HttpFeed:
         answer = self._writing.ask(method, path, body)
         if not 200 <= answer.status < 300:
             raise answer.refused(f"{method} {path.split('/')[2]} was not accepted")
+
+
+class HttpPurse:
+    """Transactions of credits by a server, over a few connections that are kept."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._server = _Server.of(url)
+        self._token = token
+        self._lock = threading.Lock()
+        self._idle: list[_Line] = []
+
+    def transact(self, asked: Transaction, *, price: Price | None = None, is_priced: bool = False) -> Answer:
+        from deploy_gates.core import receipts
+
+        body: JsonObject = {
+            "organisation": asked.organisation,
+            "id": asked.id,
+            "kind": asked.kind.value,
+            "amount": None if is_priced else asked.amount,
+            "usage": receipts.usage_json(asked.usage),
+            "model": asked.model,
+            "reservation": asked.reservation,
+            "hold_s": asked.hold_s,
+            "note": asked.note,
+        }
+        if price is not None and is_priced:
+            body["price"] = price.to_json()
+        with self._lock:
+            line = self._idle.pop() if self._idle else _Line(self._server, self._token)
+        try:
+            answer = line.ask("POST", "/v1/credits/transactions", body)
+        finally:
+            with self._lock:
+                self._idle.append(line)
+        try:
+            return receipts.answer_of(json.loads(answer.body))
+        except (ValueError, RecursionError):
+            raise answer.refused("the transaction was not made") from None
+
+    async def transact_async(
+        self, asked: Transaction, *, price: Price | None = None, is_priced: bool = False
+    ) -> Answer:
+        import asyncio
+
+        return await asyncio.to_thread(self.transact, asked, price=price, is_priced=is_priced)
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for each in idle:
+            each.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ DeployGatesError
 ├── Refused              the store did not make the move that was asked for     exit status 1
 ├── StoreError           the store cannot be used as it is: URL, schema, driver exit status 3
 │   └── StoreUnavailable it cannot be reached, is busy, full, or gone           exit status 3
+├── CreditsRefused       an organisation's credits or limits do not allow a call
 └── ConfigUnavailable    a client has no config of that name to serve
 """
 
@@ -80,6 +81,19 @@ class StoreError(DeployGatesError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, is busy, full, or gone."""
+
+
+class CreditsRefused(DeployGatesError):
+    """A call was not made: its organisation has not enough credits, or has used up a limit."""
+
+    def __init__(
+        self, message: str, *, hint: str = "", reason: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        """Which limit it was: a word of `ledger.No`; empty: it could not even be asked."""
+        self.retry_after_s = retry_after_s
+        """When there is room again; `None`: waiting changes nothing."""
 
 
 class ConfigUnavailable(DeployGatesError):

@@ -21,6 +21,10 @@ class Kind(StrEnum):
     """What a move does."""
 
     PROMOTE = "promote"
+    SPEND = "spend"
+    """Credits: reserve, post, void, consume."""
+    GRANT = "grant"
+    """Credits: organisations, their limits, grants and corrections."""
     """The digest becomes what everybody gets."""
     CANARY = "canary"
     """The digest is served to a share, or the share is changed."""
@@ -395,6 +399,10 @@ class Scope(StrEnum):
     READ = "read"
     REPORT = "report"
     PROMOTE = "promote"
+    SPEND = "spend"
+    """Credits: reserve, post, void, consume."""
+    GRANT = "grant"
+    """Credits: organisations, their limits, grants and corrections."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

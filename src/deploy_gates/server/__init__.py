@@ -23,9 +23,12 @@ from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.errors import DeployGatesError, SettingsError
 from deploy_gates.core.policy import Policy
+from deploy_gates.credits import Credits
+from deploy_gates.credits.pricing import Pricing
 from deploy_gates.envelope import PublicKey
 from deploy_gates.notify import Notifier, Telling
 from deploy_gates.server import api, asking, ofrep
+from deploy_gates.server import credits as ledger
 from deploy_gates.server.access import Access
 from deploy_gates.server.connection import Connection
 from deploy_gates.server.dashboard import Dashboard
@@ -34,6 +37,7 @@ from deploy_gates.server.metrics import Requests
 from deploy_gates.server.mirror import Mirror
 from deploy_gates.ship.caretaking import Caretaker
 from deploy_gates.store import Store, open_store
+from deploy_gates.store.ledger import ledger_of
 
 KEEP_ALIVE_S = 20
 CONCURRENT_MAX = 2_000
@@ -71,6 +75,7 @@ class Service:
         self.requests = Requests()
         self.description: JsonObject = openapi()
         self._configs: dict[str, tuple[str, bytes]] = {}
+        self.credits = Credits(ledger=ledger_of(store), price=Pricing(policy))
         self.dashboard: Dashboard | None = None
 
     def mirror(self, request: Request) -> Mirror:
@@ -115,7 +120,7 @@ class Service:
         for each in self.mirrors.values():
             each.close()
         self.client.close()
-        self.store.close()
+        self.credits.close()  # and the store with it
 
 
 def application(
@@ -162,7 +167,12 @@ def application(
             service.close()
 
     app = Starlette(
-        routes=[*api.routes(service), *ofrep.routes(client), *dashboard.routes()],
+        routes=[
+            *api.routes(service),
+            *ledger.routes(service),
+            *ofrep.routes(client),
+            *dashboard.routes(),
+        ],
         lifespan=lifespan,
         middleware=[_for_browsers(origins)] if origins else [],
         exception_handlers={

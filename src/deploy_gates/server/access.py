@@ -11,6 +11,8 @@ from deploy_gates.core.promotion import Scope, Token
 from deploy_gates.store import Store
 from deploy_gates.store.tokens import checked, parts
 
+OPEN = frozenset({Scope.READ, Scope.REPORT})
+"""What needs no token on one machine, as long as there is none: neither moving nor spending."""
 REMEMBERED_S = 3.0
 """For so long a token is not looked up again; a revoked one dies after it."""
 REMEMBERED_MAX = 1_000
@@ -72,7 +74,7 @@ class Access:
 
     def remembered_open(self, scope: Scope) -> bool | None:
         """Whether this needs no token here; `None` where the store has to be asked."""
-        if not self._is_local or scope is Scope.PROMOTE:
+        if not self._is_local or scope not in OPEN:
             return False
         return None if self._has_tokens_until < time.monotonic() else not self._has_tokens
 

@@ -34,6 +34,7 @@ from deploy_gates.server.asking import (
     text,
     whole,
 )
+from deploy_gates.server.names import name, number
 
 if TYPE_CHECKING:
     from deploy_gates.server import Service
@@ -44,7 +45,6 @@ SERVED_MAX = 10_000
 ENVELOPE_MAX_BYTES = 4 << 20
 LOG_MAX = 1_000
 PROMOTIONS_MAX = 100
-_NAME = re.compile(r"[^\x00-\x1f/\ud800-\udfff]{1,200}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -175,16 +175,16 @@ class _Api:
         environment, config = _query(request, "environment"), _query(request, "config")
         if not (environment and config):
             raise refuse("`config` and `environment` say whose log is wanted")
-        environment, config = _environment(environment), _name(config, "`config`")
-        after, limit = _number(request, "after", 0, 2**53), _number(request, "limit", 100, LOG_MAX)
+        environment, config = _environment(environment), name(config, "`config`")
+        after, limit = number(request, "after", 0, 2**53), number(request, "limit", 100, LOG_MAX)
         events = await in_thread(self._store.history, config, environment, after=after, limit=limit)
         return answer({"events": [each.to_json() for each in events]})
 
     async def promotions(self, request: Request) -> Response:
         await allowed(request, Scope.READ)
         config = _query(request, "config")
-        before, limit = _number(request, "before", 0, 2**53), _number(request, "limit", 20, PROMOTIONS_MAX)
-        is_open = _number(request, "open", 0, 1) == 1
+        before, limit = number(request, "before", 0, 2**53), number(request, "limit", 20, PROMOTIONS_MAX)
+        is_open = number(request, "open", 0, 1) == 1
         found = await in_thread(self._store.promotions, config, is_open=is_open, before=before, limit=limit)
         return answer({"promotions": [each.to_json() for each in found]})
 
@@ -201,7 +201,7 @@ class _Api:
 
     async def instance(self, request: Request) -> Response:
         await _reports(request)
-        instance = _name(request.path_params["instance"], "the instance")
+        instance = name(request.path_params["instance"], "the instance")
         if request.method == "DELETE":
             await in_thread(self._store.leave, instance)
             return Response(status_code=204)
@@ -232,9 +232,9 @@ class _Api:
         except ValueError as wrong:
             raise refuse(f"a tally cannot be read: {wrong}") from wrong
         for each in tallies:
-            _name(each.config, "a config")
+            name(each.config, "a config")
             _environment(each.environment)
-        instance = _name(text(raw, "instance"), "the instance")
+        instance = name(text(raw, "instance"), "the instance")
         await in_thread(self._store.add_tallies, instance, whole(raw, "first"), tallies)
         return Response(status_code=204)
 
@@ -243,14 +243,14 @@ class _Api:
     async def put_config(self, request: Request) -> Response:
         await _promotes(request)
         raw = await document(request)
-        name = _name(text(raw, "name"), "`name`")
+        config = name(text(raw, "name"), "`name`")
         spelling = member(raw, "spelling", str).encode("utf-8", "surrogatepass")
         try:
-            parsing.config(restored(spelling), name)
+            parsing.config(restored(spelling), config)
             price = None if raw.get("price") is None else Price.from_json(raw["price"])
         except (ValueError, RecursionError) as wrong:
             raise refuse(f"`spelling` or `price` cannot be read: {str(wrong)[:200]}") from wrong
-        digest = await in_thread(runner.keep, self._store, name, spelling, price)
+        digest = await in_thread(runner.keep, self._store, config, spelling, price)
         return answer({"digest": digest})
 
     async def put_evidence(self, request: Request) -> Response:
@@ -336,19 +336,13 @@ def _moved(moved: Moved) -> Response:
 
 
 def _place(request: Request) -> tuple[str, str]:
-    config = _name(request.path_params["config"], "the config")
+    config = name(request.path_params["config"], "the config")
     return config, _environment(request.path_params["environment"])
 
 
 def _environment(name: str) -> str:
     if name not in ENVIRONMENTS:
         raise refuse(f"there is no environment {name[:100]!r}", 404, hint=", ".join(ENVIRONMENTS))
-    return name
-
-
-def _name(name: str, what: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise refuse(f"{what} is no name of 1 to 200 characters", 404)
     return name
 
 
@@ -373,7 +367,7 @@ def _acknowledgement(value: Json) -> Acknowledgement:
     if not isinstance(value, dict):
         raise refuse("`served` holds something that is no object")
     return Acknowledgement(
-        config=_name(text(value, "config"), "a config"),
+        config=name(text(value, "config"), "a config"),
         revision=whole(value, "revision"),
         age_ms=whole(value, "age_ms", most=10**12),
         reloaded=member(value, "reloaded", bool, False),
@@ -382,18 +376,9 @@ def _acknowledgement(value: Json) -> Acknowledgement:
     )
 
 
-def _query(request: Request, name: str) -> str:
-    value = request.query_params.get(name, "")
-    return _name(value, f"`{name}`") if value else ""
-
-
-def _number(request: Request, name: str, default: int, most: int) -> int:
-    value = request.query_params.get(name)
-    if value is None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,16}", value) or int(value) > most:
-        raise refuse(f"`{name}` is no whole number from 0 to {most:,}")
-    return int(value)
+def _query(request: Request, key: str) -> str:
+    value = request.query_params.get(key, "")
+    return name(value, f"`{key}`") if value else ""
 
 
 def _etags(request: Request) -> set[str]:

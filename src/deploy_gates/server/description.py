@@ -8,6 +8,7 @@ from deploy_gates import __version__
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.tally import BIN_MS, HIGHEST, LOWEST, METRICS_MAX, Arm, Unit
+from deploy_gates.server import credits_description
 
 _DIGEST: JsonObject = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _NAME: JsonObject = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\x00-\x1f/]+$"}
@@ -24,14 +25,22 @@ def openapi() -> JsonObject:
         "info": {
             "title": "deploy-gates",
             "version": __version__,
-            "description": "What every environment serves, who serves it, what came of it, and moving it.",
+            "description": "What every environment serves, who serves it, what came of it, moving it, "
+            "and what organisations may spend. Amounts are micro-credits.",
         },
-        "paths": {**_open(), **_reading(), **_reporting(), **_moving(), **_ofrep()},
+        "paths": {
+            **_open(),
+            **_reading(),
+            **_reporting(),
+            **_moving(),
+            **credits_description.paths(_operation, _parameter),
+            **_ofrep(),
+        },
         "components": {
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "description": "deploy-gates token create"}
             },
-            "schemas": _schemas(),
+            "schemas": _schemas() | credits_description.schemas(),
         },
         "security": [{"token": []}, {}],
     }

@@ -1,0 +1,127 @@
+"""Credits over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from serving import Answer, Server, a_token, serving
+
+from deploy_gates.core.promotion import Scope
+from deploy_gates.store import Store
+
+USAGE = {"input_tokens": 1_000, "cached_input_tokens": 400, "output_tokens": 200, "reasoning_tokens": 150}
+COST = 600_000
+"""Of gpt-4.1-mini, in micro-credits."""
+TRANSACTIONS = "/v1/credits/transactions"
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[Server]:
+    with serving(store.url, a_token(store, *Scope), "--no-carry") as made:
+        made.ask("POST", "/v1/credits/organisations", {"organisation": "acme", "name": "Acme"})
+        granted = ask(made, "grant", id="grant", amount=1_000_000)
+        assert granted.status == 200, granted.body
+        yield made
+
+
+def ask(server: Server, kind: str, **fields: object) -> Answer:
+    token = fields.pop("token", None)
+    sent = {"organisation": "acme", "id": "call-1", "kind": kind} | fields
+    return server.ask("POST", TRANSACTIONS, sent, token=token)  # type: ignore[arg-type]
+
+
+def test_a_call_is_reserved_and_posted(server: Server) -> None:
+    reserved = ask(server, "reserve", model="gpt-4.1-mini", usage=USAGE)
+    used = USAGE | {"output_tokens": 150}
+    posted = ask(server, "post", id="post-1", reservation="call-1", model="gpt-4.1-mini", usage=used)
+    again = ask(server, "post", id="post-1", reservation="call-1", model="gpt-4.1-mini", usage=used)
+
+    assert (reserved.status, posted.status, again.status) == (200, 200, 200)
+    assert reserved.json["balance"]["reserved"] == COST
+    assert posted.json["entry"]["amount"] == COST - 80_000
+    assert posted.json["balance"]["available"] == 1_000_000 - COST + 80_000
+    assert (again.json["replayed"], again.json["entry"]) == (True, posted.json["entry"])
+
+
+def test_each_refusal_has_its_status_and_says_when_to_come_back(server: Server) -> None:
+    limits = {"limits": [{"rate": "requests_per_minute", "most": 2}]}
+    changed = server.ask("PUT", "/v1/credits/organisations/acme/terms", limits)
+    too_much = ask(server, "consume", id="a", amount=1_000_001)
+    fine = [ask(server, "consume", id=each, amount=1).status for each in ("b", "c")]
+    too_soon = ask(server, "consume", id="d", amount=1)
+
+    assert (changed.status, too_much.status, fine, too_soon.status) == (200, 402, [200, 200], 429)
+    assert too_much.json["refused"] == "balance"
+    assert too_much.json["error"] == "acme has 1 credits available and 0 reserved, and this takes 1.000001"
+    assert 20 <= int(too_soon.headers["retry-after"]) <= 30
+    assert too_soon.json["refused"] == "requests per minute"
+    assert ask(server, "consume", organisation="nobody", amount=1).status == 404
+    assert ask(server, "void", id="e", reservation="nothing").status == 404
+    assert ask(server, "consume", id="b", amount=2).status == 409
+    assert ask(server, "consume", id="f", model="nobody-knows-me", usage=USAGE).status == 422
+    assert ask(server, "correct", id="g", amount=10**9).status == 422
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "expire"},
+        {"kind": "steal"},
+        {"amount": "1"},
+        {"amount": 1.5},
+        {"amount": -1},
+        {"amount": 10**16},
+        {"id": ""},
+        {"id": 1},
+        {"usage": {"input_tokens": -1}},
+        {"usage": {"tokens": 1}},
+        {"amount": None},
+        {"hold_s": "long"},
+        {"price": {"input_usd": "cheap"}},
+    ],
+)
+def test_what_cannot_be_read_is_told(server: Server, fields: dict[str, object]) -> None:
+    sent = {"organisation": "acme", "id": "call-1", "kind": "consume", "amount": 1} | fields
+
+    assert server.ask("POST", TRANSACTIONS, sent).status == 400
+
+
+def test_spending_and_granting_take_tokens_of_their_own(server: Server, store: Store) -> None:
+    spender, granter = a_token(store, Scope.SPEND), a_token(store, Scope.GRANT)
+    reader = a_token(store, Scope.READ, Scope.REPORT, Scope.PROMOTE)
+
+    statuses = {
+        name: [
+            ask(server, "consume", id=f"{name}-1", amount=1, token=token).status,
+            ask(server, "grant", id=f"{name}-2", amount=1, token=token).status,
+            server.ask("GET", "/v1/credits/organisations/acme", token=token).status,
+        ]
+        for name, token in {"spender": spender, "granter": granter, "reader": reader, "nobody": ""}.items()
+    }
+
+    assert statuses == {
+        "spender": [200, 403, 403],
+        "granter": [403, 200, 403],
+        "reader": [403, 403, 200],
+        "nobody": [401, 401, 401],
+    }
+
+
+def test_a_server_without_tokens_lets_nobody_spend(store: Store) -> None:
+    with serving(store.url, "", "--no-carry") as server:
+        assert ask(server, "consume", amount=1).status == 401
+        assert server.ask("GET", "/v1/credits/organisations").status == 200
+
+
+def test_ledgers_can_be_read_and_verified(server: Server) -> None:
+    ask(server, "consume", amount=5)
+
+    listed = server.ask("GET", "/v1/credits/organisations").json["organisations"]
+    entries = server.ask("GET", "/v1/credits/organisations/acme/statement?after=1&limit=5").json["entries"]
+    verified = server.ask("GET", "/v1/credits/organisations/acme/verify").json
+
+    assert [(each["organisation"], each["balance"]["spent"]) for each in listed] == [("acme", 5)]
+    assert [(each["kind"], each["actor"]) for each in entries] == [("grant", "ada"), ("consume", "ada")]
+    assert (verified["entries"], verified["head"], verified["faults"]) == (3, entries[-1]["hash"], [])
+    assert server.ask("GET", "/v1/credits/organisations/nobody").status == 404
