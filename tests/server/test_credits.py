@@ -87,6 +87,12 @@ def test_what_cannot_be_read_is_told(server: Server, fields: dict[str, object]) 
     assert server.ask("POST", TRANSACTIONS, sent).status == 400
 
 
+def test_limits_that_are_none_are_told(server: Server) -> None:
+    for limits in ("all", [1], [{"rate": {}, "most": 1}], [{"rate": "requests_per_day", "most": 0}]):
+        sent = {"limits": limits}
+        assert server.ask("PUT", "/v1/credits/organisations/acme/terms", sent).status == 400
+
+
 def test_spending_and_granting_take_tokens_of_their_own(server: Server, store: Store) -> None:
     spender, granter = a_token(store, Scope.SPEND), a_token(store, Scope.GRANT)
     reader = a_token(store, Scope.READ, Scope.REPORT, Scope.PROMOTE)
@@ -125,3 +131,24 @@ def test_ledgers_can_be_read_and_verified(server: Server) -> None:
     assert [(each["kind"], each["actor"]) for each in entries] == [("grant", "ada"), ("consume", "ada")]
     assert (verified["entries"], verified["head"], verified["faults"]) == (3, entries[-1]["hash"], [])
     assert server.ask("GET", "/v1/credits/organisations/nobody").status == 404
+
+
+# --- Pages --------------------------------------------------------------------------------------
+
+
+def test_the_dashboard_shows_what_organisations_have(server: Server) -> None:
+    ask(server, "reserve", amount=600_000)
+    ask(server, "post", id="b", reservation="call-1", amount=1_700_000, model="gpt-4.1-mini", usage=USAGE)
+
+    every = server.ask("GET", "/credits")
+    one = server.ask("GET", "/credits/acme?verify=1")
+
+    assert (every.status, one.status) == (200, 200)
+    assert '<a href="/credits/acme">acme</a>' in every.body.decode()
+    page = one.body.decode()
+    assert "4 entries: every hash, transfer, price and balance is as it should be." in page
+    assert "overrun 1.1" in page
+    assert "uncovered 0.7" in page
+    assert "gpt-4.1-mini" in page
+    assert server.ask("GET", "/credits/nobody").status == 404
+    assert server.ask("GET", "/credits", token="").status == 303

@@ -152,7 +152,7 @@ def limits_of(value: Json) -> tuple[Allowance, ...]:
         if not isinstance(each, dict) or set(each) - {"model", "rate", "most"}:
             raise ValueError("a limit has a `rate`, a `most`, and perhaps a `model`")
         rate, model = each.get("rate"), each.get("model", "")
-        if rate not in RATES or not isinstance(rate, str):
+        if not isinstance(rate, str) or rate not in RATES:
             raise ValueError(f"`rate` is one of {', '.join(RATES)}")
         if not isinstance(model, str):
             raise ValueError("`model` is no text")

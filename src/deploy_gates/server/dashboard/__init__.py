@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import resources
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, urlencode
@@ -22,9 +22,11 @@ from deploy_gates.core.canonical import short
 from deploy_gates.core.config import ENVIRONMENTS
 from deploy_gates.core.delivery import Fate
 from deploy_gates.core.errors import DeployGatesError, Refused, StoreError
+from deploy_gates.core.ledger import moment_ms, written
 from deploy_gates.core.promotion import Deployment, Event
 from deploy_gates.core.release import PRODUCTION, Act, Promotion
 from deploy_gates.report.analysis import FRAGMENT_STYLE
+from deploy_gates.report.credits import effect
 from deploy_gates.report.record import percent
 from deploy_gates.report.text import visible
 from deploy_gates.server.asking import body, in_thread, refuse
@@ -97,6 +99,8 @@ class Dashboard:
             Route("/log", self._read(self._log), methods=get),
             Route("/deliveries", self._read(self._deliveries), methods=get),
             Route("/deliveries/again", self._do(self._again), methods=post),
+            Route("/credits", self._read(self._credits), methods=get),
+            Route("/credits/{organisation}", self._read(self._organisation), methods=get),
             Route("/eliminated", self._read(self._eliminated), methods=get),
             Route("/sign-in", self._sign_in_page, methods=get),
             Route("/sign-in", self._do(self._sign_in), methods=post),
@@ -219,6 +223,35 @@ class Dashboard:
             state=chosen,
             states=list(Fate),
             is_told=self.telling is not None and bool(self.telling.channels),
+        )
+
+    async def _credits(self, request: Request, visitor: Visitor) -> Response:
+        after = _filter(request, "after")
+        ledger = self.service.credits.ledger
+        found = await in_thread(ledger.organisations, after, PAGE + 1)
+        further = len(found) > PAGE
+        return self._page(
+            request, visitor, "credits.html", organisations=found[:PAGE], further=further, after=after
+        )
+
+    async def _organisation(self, request: Request, visitor: Visitor) -> Response:
+        ledger, name = self.service.credits.ledger, _name(request.path_params["organisation"])
+        found = await in_thread(ledger.organisation, name)
+        if found is None:
+            raise refuse(f"there is no organisation {name!r}", 404, hint="/credits")
+        before = _number(request, "before") or 2**62
+        faults = None
+        if request.query_params.get("verify"):
+            audited = await in_thread(ledger.audit, name)
+            faults = audited.faults if audited is not None else ()
+        return self._page(
+            request,
+            visitor,
+            "organisation.html",
+            found=found,
+            entries=await in_thread(ledger.entries, name, before=before, limit=PAGE, newest=True),
+            faults=faults,
+            now_us=moment_ms(clock.now()) * 1000,
         )
 
     async def _eliminated(self, request: Request, visitor: Visitor) -> Response:
@@ -399,6 +432,9 @@ def _templates() -> jinja2.Environment:
         "exact": _exact,
         "prose": _prose,
         "iso": datetime.isoformat,
+        "credits": written,
+        "effect": effect,
+        "moment": lambda at_ms: datetime.fromtimestamp(at_ms / 1000, UTC),
         "path": lambda text: quote(text, safe=""),
     }
     made.globals["version"] = __version__
