@@ -181,6 +181,21 @@ def test_evidence_that_fails_blocks_and_missing_evidence_holds(project: Project,
     assert run("status", "--json").stdout.strip() == "[]"
 
 
+def test_a_config_that_cannot_be_shipped_keeps_no_other_back(project: Project, run: Command) -> None:
+    digest = seal(project)
+    project.write("golden/another/config.yaml", "model: 7\n")
+
+    done = run("ship")
+    again = run("ship")
+    alone = run("ship", "triage")
+
+    assert (done.returncode, again.returncode) == (1, 2), done.stdout + done.stderr
+    assert f"shipped      production serves {short(digest)}" in done.stdout
+    assert "golden/another/config.yaml" in done.stderr
+    assert "golden/another/config.yaml" in again.stderr
+    assert (alone.returncode, "nothing to ship" in alone.stdout) == (0, True)
+
+
 def test_a_smoke_case_that_is_missed_takes_the_environment_back(project: Project, run: Command) -> None:
     first = seal(project)
     run("ship")

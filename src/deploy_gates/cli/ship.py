@@ -29,7 +29,7 @@ from deploy_gates.cli.frame import (
 )
 from deploy_gates.core.canonical import Json, short
 from deploy_gates.core.config import ENVIRONMENTS
-from deploy_gates.core.errors import DeployGatesError, SettingsError
+from deploy_gates.core.errors import DeployGatesError, Refused, SettingsError, WorkspaceError
 
 if TYPE_CHECKING:
     from deploy_gates.core.canary import Decision
@@ -111,15 +111,13 @@ def _ship(asked: argparse.Namespace) -> int:
     by = asked.by or actor()
     with opened(asked, makes=True) as store:
         carrier = Carrier(store=store, owner=runner.owner(by), checkout=checkout)
-        promotions = []
-        for name in asked.configs or checkout.names:
-            if not asked.dry_run:
-                carrier.settle(name)
-            promotions += _proposed(store, checkout, name, asked, by)
+        promotions, refused = _proposals(carrier, checkout, asked, by)
+        if not promotions and refused:
+            raise refused[0]
         if not promotions:
             return _nothing(asked)
         if asked.dry_run:
-            return _foretell(carrier, promotions, asked.json)
+            return _foretell(carrier, promotions, asked.json) or bool(refused) * REFUSED
         with notify.Notifier(store, notify.Telling.of(checkout.settled.notify, os.environ)) as notifier:
             carrier = replace(carrier, on_move=notifier.wake)
             status = _Shipping(carrier, promotions, detach=asked.detach, as_json=asked.json).run()
@@ -128,7 +126,28 @@ def _ship(asked: argparse.Namespace) -> int:
                     f"{left} notifications are still to be delivered: deploy-gates deliveries",
                     file=sys.stderr,
                 )
-        return status
+        return status or bool(refused) * REFUSED
+
+
+def _proposals(
+    carrier: Carrier, checkout: Checkout, asked: argparse.Namespace, by: str
+) -> tuple[list[Promotion], list[DeployGatesError]]:
+    """A promotion of every config that has something to do, and why others cannot have one.
+
+    What keeps one config back does not keep back the others: it is said, and they go on.
+    """
+    promotions: list[Promotion] = []
+    refused: list[DeployGatesError] = []
+    for name in asked.configs or checkout.names:
+        try:
+            if not asked.dry_run:
+                carrier.settle(name)
+            promotions += _proposed(carrier.store, checkout, name, asked, by)
+        except (SettingsError, WorkspaceError, Refused) as error:
+            refused.append(error)
+    for each in refused if promotions else refused[1:]:
+        print(f"deploy-gates: {each}", file=sys.stderr)
+    return promotions, refused
 
 
 def _proposed(
@@ -310,7 +329,7 @@ def _foretell(carrier: Carrier, promotions: Sequence[Promotion], as_json: bool) 
 
 def _approve(asked: argparse.Namespace) -> int:
     from deploy_gates import clock
-    from deploy_gates.core.errors import Refusal, Refused
+    from deploy_gates.core.errors import Refusal
     from deploy_gates.core.release import Approval
 
     by = asked.by or actor()
