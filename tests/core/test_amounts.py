@@ -141,6 +141,13 @@ def test_whatever_the_law_a_confidence_sequence_holds_the_ratio(name: str, ratio
     assert max(misses.values()) <= binom(n, 0.05).ppf(0.999), misses
 
 
+@pytest.mark.parametrize("value", [0.0, 0.0021, 1.0, 1.03, 700.0])
+def test_where_all_values_are_one_nothing_is_told_at_the_mark(value: float) -> None:
+    found = canary(lower(), lambda rng, n: np.full(n, value), 1.0, 1, bins=60)
+
+    assert {each.value for each in found.tests(lower())} == {1.0}
+
+
 def test_where_nothing_costs_anything_both_cost_the_same() -> None:
     found = canary(lower(), lambda rng, n: np.zeros(n), 1.0, 1, explain=True).measured(lower(), PLAN)
 

@@ -110,6 +110,11 @@ def test_the_tail_of_a_sum_is_that_of_its_law(shape: float) -> None:
         assert found == pytest.approx(stats.gamma(n * shape).sf(n * shape + x), rel=0.05)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-12, -1e-12])
+def test_a_sum_that_does_not_vary_tells_nothing(noise: float) -> None:
+    assert sequential.upper_tail(noise, np.full(len(sequential.TILTS), noise)) == 1.0
+
+
 @given(
     candidate=st.integers(0, 30),
     n=st.integers(30, 31),

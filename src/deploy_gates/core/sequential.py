@@ -29,6 +29,8 @@ Floats: TypeAlias = NDArray[np.float64]
 
 STEPS_MAX = 40
 """Newton steps towards a saddlepoint; about three are needed."""
+TELLING_LEAST = 1e-7
+"""A sum whose generating function is lower than this at the smallest tilt hardly varies at all."""
 SETTLED = 0.01
 """A last step shorter than this has found it."""
 TERMS_MAX = 512
@@ -165,7 +167,7 @@ def upper_tail(x: float, generating: Floats) -> float:
     """
     from scipy.interpolate import CubicSpline  # a tenth of a second to import, for a test a mark
 
-    if not generating.any():
+    if generating[0] <= TELLING_LEAST:  # all values are alike, but for rounding
         return 1.0
     # Over the square of its argument, the function is flat near 0; in logarithms it bends slowly everywhere.
     spline = CubicSpline(np.log(TILTS), np.log(np.maximum(generating, 1e-300) / TILTS**2))
