@@ -347,6 +347,35 @@ def test_progress_is_told_after_each_answer() -> None:
     assert [each.spent_nanousd for each in told] == [120, 240, 360]
 
 
+def test_an_embedding_is_asked_and_comes_as_its_numbers() -> None:
+    embedding = Raw(
+        json.dumps(
+            {
+                "model": MODEL,
+                "data": [{"index": 0, "embedding": [0.123456789, -1, 2e-9]}],
+                "usage": {"prompt_tokens": 3, "total_tokens": 3},
+            }
+        )
+    )
+    asked = question(Api.EMBEDDINGS, {"model": MODEL, "input": "refund"})
+
+    with serve(embedding) as server, engine(server) as running:
+        answer = running.ask(asked)
+
+    assert json.loads(answer.text) == [0.123457, -1, 2e-9]
+    assert answer.usage == Usage(input_tokens=3, output_tokens=0)
+
+
+@pytest.mark.parametrize("data", [[], [{"embedding": []}], [{"embedding": ["a"]}], "none"])
+def test_what_is_no_embedding_is_no_answer(data: object) -> None:
+    broken = Raw(json.dumps({"model": MODEL, "data": data}))
+
+    with serve(broken) as server, engine(server) as running:
+        why = why_not(running, question(Api.EMBEDDINGS, {"model": MODEL, "input": "refund"}))
+
+    assert why.cause is Cause.MALFORMED
+
+
 # --- What misbehaves ----------------------------------------------------------------------------
 
 

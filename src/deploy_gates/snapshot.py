@@ -15,6 +15,9 @@ from deploy_gates.core.config import Case, CaseCheck, Comparison, Kind, ModelCon
 from deploy_gates.core.errors import Problem
 from deploy_gates.documents import Document
 
+LABELS = "judge.labels.jsonl"
+"""Answers that people have judged, to compare the judge with."""
+
 Reading: TypeAlias = "Callable[[str, int], tuple[str, Problem | None]]"
 """Path from the root and a bound in bytes, to the text or what is wrong with the file."""
 
@@ -32,6 +35,7 @@ def snapshot(config_file: str, reading: Reading) -> Snapshot:
     cases_file = posixpath.join(folder, "cases.jsonl")
     cases, case_problems = _cases(files, cases_file, config.comparison if config else Comparison())
     _consumer_texts(files, folder, config)
+    files.read(posixpath.join(folder, LABELS), documents.CASES_MAX_BYTES)
     return Snapshot(
         folder=folder,
         config_file=config_file,
@@ -111,6 +115,9 @@ def _inlined(document: Document, files: _Files, folder: str) -> Document:
         value["output"] = {"schema": load_json(output, "output")}
     elif isinstance(output, dict) and isinstance(output.get("schema"), str):
         value["output"] = output | {"schema": load_json(str(output["schema"]), "output.schema")}
+    golden = value.get("golden")
+    if isinstance(golden, dict) and isinstance(golden.get("judge"), str):
+        value["golden"] = golden | {"judge": load_json(str(golden["judge"]), "golden.judge")}
     messages = value.get("messages")
     if isinstance(messages, list):
         value["messages"] = [_with_content(each, at, load) for at, each in enumerate(messages)]

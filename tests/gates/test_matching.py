@@ -13,7 +13,7 @@ from deploy_gates.core.config import Case, CaseCheck, Comparison, Kind, ModelCon
 from deploy_gates.core.cost import Usage
 from deploy_gates.core.question import Answer, ToolCall
 from deploy_gates.gates import comparing
-from deploy_gates.gates.matching import ASKS_NOTHING, Match, Matcher, cannot_fail
+from deploy_gates.gates.matching import ASKED_LATER, ASKS_NOTHING, Match, Matcher, cannot_fail
 from deploy_gates.testing import a_case, a_config, an_answer
 
 TEXT = a_config(output=None)
@@ -138,7 +138,7 @@ def test_each_kind_of_check_is_met_or_says_in_one_sentence_why_not(
 
 
 def test_every_kind_is_tried_above_or_below() -> None:
-    assert {asked.kind for asked, _, _ in KINDS} | {Kind.CALLABLE} == set(Kind)
+    assert {asked.kind for asked, _, _ in KINDS} | {Kind.CALLABLE, *ASKED_LATER} == set(Kind)
 
 
 @pytest.mark.parametrize(

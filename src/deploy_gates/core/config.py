@@ -137,6 +137,8 @@ class Kind(StrEnum):
     TOOL_CALL = "tool_call"
     REFUSAL = "refusal"
     CALLABLE = "callable"
+    JUDGE = "judge"
+    SIMILARITY = "similarity"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

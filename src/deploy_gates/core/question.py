@@ -15,6 +15,8 @@ class Api(StrEnum):
 
     CHAT = "chat.completions"
     RESPONSES = "responses"
+    EMBEDDINGS = "embeddings"
+    """Not for configs: what a check of similarity asks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from deploy_gates.core.gate import Asking, Check, Found
 from deploy_gates.core.past import Past, short
 from deploy_gates.core.policy import Context, GoldenPolicy
 from deploy_gates.core.question import Answer, Question
+from deploy_gates.gates import judging
 from deploy_gates.gates.matching import Match, Matcher
 
 SAMPLES_MAX = 100
@@ -45,7 +46,7 @@ def arms(change: ConfigChange, config: ModelConfig, context: Context, folder: st
     before = change.baseline
     baseline = None
     if before is not None and before.config is not None:
-        baseline = Matcher(before.config, comparison=config.comparison, folder=folder)
+        baseline = Matcher(before.config, comparison=config.comparison, folder=folder, judged_by=config)
     return Arms(
         candidate=Matcher(config, folder=folder),
         baseline=baseline,
@@ -109,7 +110,7 @@ def compare(check: Check, *, case: Case, arms: Arms) -> Asking:
         before = own
         if not figures["same_request"]:
             before = _Arm(matcher=arms.baseline, question=question, wanted=1)
-            before.matches = [arms.baseline.match(answer, case)]
+            before.matches = [(yield from judging.match(arms.baseline, answer, case))]
     figures |= _figures(own, before, cannot, answer)
     if own.score is None:
         return check.outcome(Found.UNKNOWN, *own.worst.reasons, figures=figures, usage=answer.usage)
@@ -140,7 +141,8 @@ def _sampled(arm: _Arm, case: Case) -> Generator[Question, Answer, Answer]:
     for sample in range(arm.wanted):
         question = replace(arm.question, sample=sample) if sample else arm.question
         answer = yield question
-        arm.keep(question, answer, arm.matcher.match(answer, case))
+        found = yield from judging.match(arm.matcher, answer, case)
+        arm.keep(question, answer, found)
         first = first or answer
     assert first is not None, "every case is asked at least once"
     return first

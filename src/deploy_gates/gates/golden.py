@@ -15,14 +15,15 @@ from pathlib import Path
 
 from deploy_gates.core import quarantine, stats, stopping
 from deploy_gates.core.canonical import Json, JsonObject
-from deploy_gates.core.config import Case, ConfigChange, ModelConfig
+from deploy_gates.core.config import Case, ConfigChange, Kind, ModelConfig
 from deploy_gates.core.errors import Cause, Problem
 from deploy_gates.core.gate import Asking, Check, Found, GateName, GateResult, Outcome, Verdict, worst
 from deploy_gates.core.past import Past
 from deploy_gates.core.policy import Context, GoldenPolicy
 from deploy_gates.core.quarantine import Quarantine
 from deploy_gates.core.stats import Conclusion, Pair, Paired
-from deploy_gates.gates import asking
+from deploy_gates.gates import asking, judging
+from deploy_gates.snapshot import LABELS
 
 SAMPLES_MAX = 20
 """Whoever needs more samples than that needs more cases."""
@@ -37,6 +38,7 @@ def checks(change: ConfigChange, context: Context) -> Iterator[Check]:
         return
     dataset = functools.partial(_dataset, change=change, config=config, context=context)
     yield _check(f"{change.candidate.config_file}::golden/dataset", change.name, dataset)
+    yield from judging.label_checks(change)
     arms = asking.arms(change, config, context, str(Path(context.root, change.candidate.folder)))
     for case in change.candidate.cases:
         compare = functools.partial(asking.compare, case=case, arms=arms)
@@ -67,6 +69,7 @@ def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -
         compared = _on_its_own(known, policy)
     findings = [
         *_dataset_findings([each for each in own if not each.case]),
+        *_judge_findings(change, own),
         *_must_pass_findings(all_known),
         *_quarantine_findings(apart),
         *_flaky_findings(change, context),
@@ -86,7 +89,7 @@ def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -
         checks=len(own),
         missed=sum(each.found is Found.MISSED for each in own),
         unknown=sum(each.found is Found.UNKNOWN and not _is_spared(each) for each in own),
-        figures=compared.figures | _apart_figures(apart, all_known),
+        figures=compared.figures | _apart_figures(apart, all_known) | _judge_figures(own),
     )
 
 
@@ -233,6 +236,32 @@ def _dataset_findings(outcomes: Sequence[Outcome]) -> Iterator[_Finding]:
     verdicts = {Found.MISSED: Verdict.FAIL, Found.UNKNOWN: Verdict.INCONCLUSIVE, Found.MET: Verdict.PASS}
     for each in outcomes:
         yield _Finding(verdict=verdicts[each.found], reasons=each.reasons)
+
+
+def _judge_findings(change: ConfigChange, outcomes: Sequence[Outcome]) -> Iterator[_Finding]:
+    """How far the judge can be trusted, wherever one has a say."""
+    config = change.candidate.config
+    judged = sum(any(each.kind is Kind.JUDGE for each in case.checks) for case in change.candidate.cases)
+    if config is None or not judged:
+        return
+    found = judging.agreement(outcomes)
+    unproven = f"nobody has compared the judge of {_cases(judged)} with people: {LABELS}"
+    yield _Finding(verdict=Verdict.PASS, reasons=(str(found) if found else unproven,))
+
+
+def _judge_figures(outcomes: Sequence[Outcome]) -> JsonObject:
+    found = judging.agreement(outcomes)
+    if found is None:
+        return {}
+    return {
+        "judge": {
+            "labels": found.n,
+            "agreed": found.agreed,
+            "judge_rate": _rounded(found.judge),
+            "people_rate": _rounded(found.people),
+            "gap": _rounded(found.gap),
+        }
+    }
 
 
 def _must_pass_findings(known: Sequence[_Scored]) -> Iterator[_Finding]:

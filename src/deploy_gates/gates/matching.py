@@ -72,9 +72,16 @@ class Matcher:
     """
 
     def __init__(
-        self, config: ModelConfig, *, comparison: Comparison | None = None, folder: str = "."
+        self,
+        config: ModelConfig,
+        *,
+        comparison: Comparison | None = None,
+        folder: str = ".",
+        judged_by: ModelConfig | None = None,
     ) -> None:
         self.config = config
+        self.judged_by = judged_by or config
+        """Whose judge and embeddings are asked: one for both arms."""
         self.comparison = comparison or config.comparison
         self.folder = Path(folder)
         self.hung: set[str] = set()
@@ -88,6 +95,8 @@ class Matcher:
         asks = list(_asks(case))
         if self.config.output is not None and not _is_exempt(answer, case):
             asks.insert(0, _OUTPUT)
+        if not asks and any(check.kind in ASKED_LATER for check in case.checks):
+            return MET
         if not asks:
             return Match(score=None, why_unknown=ASKS_NOTHING)
         found = [self.met(ask, reading, case) for ask in asks]
@@ -159,7 +168,8 @@ def _asks(case: Case) -> Iterator[Ask]:
     if case.expects:
         yield _expected
     for check in case.checks:
-        yield functools.partial(KINDS[check.kind], check.spec)
+        if check.kind not in ASKED_LATER:
+            yield functools.partial(KINDS[check.kind], check.spec)
 
 
 def _unless(found: Iterable[Difference]) -> Match:
@@ -482,6 +492,10 @@ KINDS: dict[Kind, Callable[[JsonObject, Matcher, Reading, Case], Match]] = {
 }
 
 
+ASKED_LATER = (Kind.JUDGE, Kind.SIMILARITY)
+"""What has to ask somebody before it knows: `judging` does."""
+
+
 def _load(name: str, folder: Path) -> Function:
     where, _, attributes = name.rpartition(":")
     try:
@@ -532,16 +546,17 @@ def cannot_fail(case: Case, config: ModelConfig, *, folder: str = ".") -> list[s
     """
     matcher, trials = _trials(_Same(config), folder)
     asks = list(_asks(case))
-    if not asks and config.output is None:
+    if not asks and config.output is None and not any(each.kind in ASKED_LATER for each in case.checks):
         return [ASKS_NOTHING]
     if not trials:
         return []
     names = ["`expected`"] if case.expects else []
-    names += [f"checks[{at}] ({check.kind})" for at, check in enumerate(case.checks)]
+    checks = [(at, check) for at, check in enumerate(case.checks) if check.kind not in ASKED_LATER]
+    names += [f"checks[{at}] ({check.kind})" for at, check in checks]
     kinds = [None] if case.expects else []
     return [
         f"{name} accepts any answer{' that the output schema allows' if config.output else ''}"
-        for name, ask, check in zip(names, asks, [*kinds, *case.checks], strict=True)
+        for name, ask, check in zip(names, asks, [*kinds, *(check for _, check in checks)], strict=True)
         if not _is_beyond_trial(check, config)
         and all(
             matcher.met(ask, reading, case).score == 1

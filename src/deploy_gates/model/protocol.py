@@ -6,14 +6,19 @@ what is no answer never looks like one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from deploy_gates.core.cost import Usage
 from deploy_gates.core.question import Answer, Api, ToolCall
 
-PATHS: Mapping[Api, str] = {Api.CHAT: "/chat/completions", Api.RESPONSES: "/responses"}
+PATHS: Mapping[Api, str] = {
+    Api.CHAT: "/chat/completions",
+    Api.RESPONSES: "/responses",
+    Api.EMBEDDINGS: "/embeddings",
+}
 
 _T = TypeVar("_T")
 _FINISH_REASONS = {
@@ -54,7 +59,7 @@ def answer(api: Api, body: object) -> Answer:
         raise failure(body["error"])
     usage = _usage(api, body.get("usage"))
     try:
-        made = _chat(body) if api is Api.CHAT else _response(body)
+        made = _WHOLE[api](body)
     except Malformed as error:
         raise Malformed(str(error), usage) from None
     return replace(made, usage=usage)
@@ -215,6 +220,27 @@ def _end(body: dict[str, object], status: str, has_tools: bool) -> str:
     return _INCOMPLETE[str(reason)]
 
 
+# --- Embeddings ---------------------------------------------------------------------------------
+
+
+def _embedding(body: dict[str, object]) -> Answer:
+    """The vector as JSON, to as many digits as are worth keeping."""
+    vectors = _objects(body, "data", "the body")
+    if len(vectors) != 1:
+        raise Malformed(f"`data` holds {len(vectors)} embeddings where one was asked for")
+    vector = _get(vectors[0], "embedding", list, "data[0]")
+    if not vector or not all(isinstance(each, int | float) for each in vector):
+        raise Malformed("`embedding` of data[0] is no list of numbers")
+    return Answer(text=json.dumps([float(f"{each:.6g}") for each in vector]), model=_model(body))
+
+
+_WHOLE: Mapping[Api, Callable[[dict[str, object]], Answer]] = {
+    Api.CHAT: _chat,
+    Api.RESPONSES: _response,
+    Api.EMBEDDINGS: _embedding,
+}
+
+
 # --- Both ---------------------------------------------------------------------------------------
 
 
@@ -228,6 +254,7 @@ def _model(body: dict[str, object]) -> str:
 _USAGE = {
     Api.CHAT: ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details"),
     Api.RESPONSES: ("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details"),
+    Api.EMBEDDINGS: ("prompt_tokens", "total_tokens", "", ""),
 }
 
 
@@ -237,7 +264,7 @@ def _usage(api: Api, raw: object) -> Usage | None:
     if not isinstance(raw, dict):
         raise Malformed(f"`usage` is {_kind(raw)}, not an object")
     sent, received, sent_details, received_details = _USAGE[api]
-    tokens = _count(raw, sent), _count(raw, received)
+    tokens = _count(raw, sent), 0 if api is Api.EMBEDDINGS else _count(raw, received)
     return Usage(
         input_tokens=tokens[0],
         output_tokens=tokens[1],
