@@ -194,7 +194,7 @@ def test_asking_everything_serves_only_what_an_interrupted_run_has_left() -> Non
 
 # --- Live answers -------------------------------------------------------------------------------
 
-PROTOCOLS = [(api, is_streamed) for api in Api for is_streamed in (False, True)]
+PROTOCOLS = [(api, is_streamed) for api in (Api.CHAT, Api.RESPONSES) for is_streamed in (False, True)]
 
 
 @pytest.mark.parametrize(("api", "is_streamed"), PROTOCOLS)

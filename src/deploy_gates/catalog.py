@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deploy_gates.core.cost import Price, Tier
 from deploy_gates.core.policy import DeclaredModel, Policy
-from deploy_gates.core.question import Api
+from deploy_gates.core.question import PROTOCOLS, Api
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
@@ -63,7 +63,7 @@ class ModelFacts:
     """Features that it does not always have, and when: `temperature` → `only with reasoning_effort none`."""
     efforts: tuple[str, ...] = ()
     """Values that its `reasoning_effort` takes."""
-    apis: tuple[Api, ...] = tuple(Api)
+    apis: tuple[Api, ...] = PROTOCOLS
     """Through which it is served: both, unless somebody knows better."""
     deprecated: bool = False
     """Its provider has announced its end."""
@@ -206,7 +206,7 @@ def _catalogued(model: str, on: date) -> ModelFacts | None:
         features=None if features is None else frozenset(features),
         conditions=entry.get("conditions", {}),
         efforts=tuple(entry.get("efforts", ())),
-        apis=tuple(map(Api, entry.get("apis", Api))),
+        apis=tuple(map(Api, entry.get("apis", PROTOCOLS))),
         deprecated=bool(retires_on or entry.get("deprecated")),
         retires_on=retires_on,
         retired=retires_on is not None and retires_on <= day,

@@ -19,6 +19,10 @@ class Api(StrEnum):
     """Not for configs: what a check of similarity asks."""
 
 
+PROTOCOLS = (Api.CHAT, Api.RESPONSES)
+"""What a config can speak."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
     """One request, exactly as it is sent."""

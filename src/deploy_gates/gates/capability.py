@@ -11,7 +11,7 @@ from deploy_gates.catalog import ModelFacts
 from deploy_gates.core.canonical import Json
 from deploy_gates.core.config import ModelConfig
 from deploy_gates.core.policy import Policy
-from deploy_gates.core.question import Api
+from deploy_gates.core.question import PROTOCOLS, Api
 from deploy_gates.gates.findings import Findings
 
 NOTICE = timedelta(days=30)
@@ -53,7 +53,7 @@ INSTEAD: dict[tuple[Api, str], str] = {
 def parameters(findings: Findings, config: ModelConfig) -> None:
     """The protocol knows each parameter, and they go together."""
     known = PARAMETERS[config.api]
-    other = next(api for api in Api if api is not config.api)
+    other = next(api for api in PROTOCOLS if api is not config.api)
     for name in config.parameters:
         key = f"parameters.{name}"
         if name in known:

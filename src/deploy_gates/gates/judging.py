@@ -1,8 +1,8 @@
 """Checks that ask again: a model that judges an answer, and embeddings that say how alike two texts are.
 
 The judge is part of the config (`golden: {judge: judge.yaml}`), so changing it is a change like any other,
-and one judge judges both arms. Its questions go where the others go: they are recorded, priced, and kept within
-the budget. How far it agrees with people is measured wherever people have judged (`judge.labels.jsonl`).
+and one judge judges both arms. Its questions go where the others go: they are recorded, priced, and kept
+within the budget. How far it agrees with people is measured where people have judged: `judge.labels.jsonl`.
 """
 
 from __future__ import annotations
