@@ -27,7 +27,7 @@ from deploy_gates.core.cost import Usage
 from deploy_gates.core.errors import Cause, Unanswered, WorkspaceError
 from deploy_gates.core.gate import Asking, Check, Found, GateName, Outcome
 from deploy_gates.core.question import Answer, Api, Question, ToolCall, question
-from deploy_gates.model import Budget, Endpoint, Engine, Record, Totals, failures
+from deploy_gates.model import Budget, Endpoint, Engine, Record, Totals, failures, sdk
 from deploy_gates.testing import NOW, an_answer
 
 KEY = "sk-proj-not-a-real-key"
@@ -1047,34 +1047,68 @@ RAISED = sorted({*tree(openai.OpenAIError), *tree(httpx2.HTTPError)}, key=lambda
 
 @pytest.mark.parametrize("kind", RAISED, ids=lambda kind: kind.__name__)
 def test_every_exception_of_the_client_becomes_a_cause_of_ours(kind: type[BaseException]) -> None:
-    failed = failures.read(made(kind), Endpoint(base_url="http://127.0.0.1/v1"), lambda: NOW)
+    failed = failures.read(sdk.plain(made(kind)), Endpoint(base_url="http://127.0.0.1/v1"), lambda: NOW)
 
     assert isinstance(failed.cause, Cause)
     assert failed.message.startswith("127.0.0.1 ")
 
 
-def test_without_aiohttp_the_client_of_the_client_does() -> None:
-    program = """
+BY_PROXY = """
 import sys
-sys.modules["aiohttp"] = None
+if sys.argv[2] == "without":
+    sys.modules["aiohttp"] = None
+from datetime import UTC, datetime
+from deploy_gates.core.question import Api, question
+from deploy_gates.model import Endpoint, Engine, Record
+engine = Engine(recorded={}, endpoint=Endpoint(base_url="http://model.example/v1", api_key="x"), retries=0,
+                record=Record.NEW, journal=None, price=lambda *_: 0, estimate=None,
+                now=lambda: datetime.now(UTC))
+for extra in ({}, {"stream": True}, {"seed": 1}, {"seed": 2}):
+    try:
+        print(engine.ask(question(Api.CHAT, {"model": "m", "messages": []} | extra)).text)
+    except Exception as error:
+        print(error.cause, "|", error.message)
+engine.close()
+print("openai" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("aiohttp", ["with", "without"])
+def test_through_a_proxy_the_official_client_asks(aiohttp: str) -> None:
+    if aiohttp == "with":
+        pytest.importorskip("aiohttp")
+
+    def script(request: Request) -> Reply:
+        assert request.path == "http://model.example/v1/chat/completions"
+        return {1: Breaks(), 2: Fails(429, "slow down")}.get(request.body.get("seed", 0), Says("refund"))
+
+    with serve(script) as server:
+        run = [sys.executable, "-W", "error", "-c", BY_PROXY, server.base_url, aiohttp]
+        proxies = {"http_proxy": server.base_url.removesuffix("/v1"), "no_proxy": ""}
+        said = subprocess.run(run, capture_output=True, text=True, check=True, env=os.environ | proxies)
+
+    first, streamed, broken, throttled, is_imported = said.stdout.splitlines()
+    assert (first, streamed, is_imported) == ("refund", "refund", "True")
+    assert broken.startswith("unreachable |")
+    assert throttled == "overloaded | model.example answered 429: slow down"
+
+
+DIRECT = """
+import sys
 from datetime import UTC, datetime
 from deploy_gates.core.question import Api, question
 from deploy_gates.model import Endpoint, Engine, Record
 engine = Engine(recorded={}, endpoint=Endpoint(base_url=sys.argv[1], api_key="x"), record=Record.NEW,
-                journal=None, price=lambda *_: 0, estimate=None, retries=0, now=lambda: datetime.now(UTC))
+                journal=None, price=lambda *_: 0, estimate=None, now=lambda: datetime.now(UTC))
 print(engine.ask(question(Api.CHAT, {"model": "m", "messages": []})).text)
-try:
-    engine.ask(question(Api.CHAT, {"model": "m", "messages": [], "seed": 1}))
-except Exception as error:
-    print(error.cause)
 engine.close()
+print(sorted({"openai", "httpx2", "pydantic", "aiohttp"} & set(sys.modules)))
 """
 
-    def script(request: Request) -> Reply:
-        return Says("refund") if "seed" not in request.body else Breaks()
 
-    with serve(script) as server:
-        run = [sys.executable, "-W", "error", "-c", program, server.base_url]
+def test_without_a_proxy_no_client_is_imported() -> None:
+    with serve(Says("refund")) as server:
+        run = [sys.executable, "-W", "error", "-c", DIRECT, server.base_url]
         said = subprocess.run(run, capture_output=True, text=True, check=True)
 
-    assert said.stdout == "refund\nunreachable\n"
+    assert said.stdout == "refund\n[]\n"

@@ -25,7 +25,7 @@ from deploy_gates.core.past import Past
 from deploy_gates.core.policy import Context
 from deploy_gates.core.question import Answer, Question
 from deploy_gates.gates import golden
-from deploy_gates.model import Budget, Endpoint, Engine, Record, Totals
+from deploy_gates.model import Batches, Budget, Endpoint, Engine, Record, Totals
 from deploy_gates.recordings import Journal
 from deploy_gates.settings import Settings
 from deploy_gates.workspace import STATE_FOLDER, Changes
@@ -51,10 +51,12 @@ class Answers:
         processes: int = 1,
         on_progress: Callable[[Totals], None] | None = None,
         keeps: bool = True,
+        batch_wait_s: float | None = None,
     ) -> None:
         """`processes` share the budget in equal parts: none knows what the others spend.
 
-        With `keeps` false nothing that is asked is written anywhere.
+        With `keeps` false nothing that is asked is written anywhere. With `batch_wait_s`, golden cases are
+        asked in batches, and a batch is waited for that long.
         """
         self.root = root
         self.settings = settings
@@ -63,6 +65,7 @@ class Answers:
         self._asked_for = record
         self._on_progress = on_progress
         self._keeps = keeps
+        self._batch_wait_s = batch_wait_s
         self._count_tokens = tokens.Tokenizer(root / STATE_FOLDER)
         self._budget = Budget(nanousd(budget_usd) // processes)
         self._engines: dict[tuple[str, bool], Engine] = {}
@@ -74,6 +77,7 @@ class Answers:
         self._records = {each.name: self._record(each) for each in changes.changed}
         self._journals = {each.name: self._journal(each, started) for each in changes.changed}
         self.changes = tuple(self._with_recordings(each) for each in changes.changed)
+        self.notes += self._left_under_way()
         self.context = Context(
             policy=settings.policy,
             now=started,
@@ -109,6 +113,25 @@ class Answers:
 
     def _file(self, change: ConfigChange) -> Path:
         return self.root / change.candidate.folder / workspace.RECORDINGS
+
+    def _batches(self, change: ConfigChange) -> Batches | None:
+        if self._batch_wait_s is None or not self._keeps:
+            return None
+        return Batches(
+            register=self._register(change),
+            patience_s=self._batch_wait_s,
+            price=functools.partial(self._cost_nanousd, batch=True),
+            tell=self.notes.append,
+        )
+
+    def _register(self, change: ConfigChange) -> Path:
+        return self.root / STATE_FOLDER / "batches" / f"{change.name}.json"
+
+    def _left_under_way(self) -> Iterator[str]:
+        """Batches that this run would not collect, and may ask for again."""
+        for change in self.changes if self._batch_wait_s is None else ():
+            if self._register(change).exists():
+                yield f"batches of {change.name} are under way: `--gate-batch` collects them"
 
     # --- Whom to ask ----------------------------------------------------------------------------
 
@@ -154,16 +177,20 @@ class Answers:
                 budget=self._budget,
                 in_flight=self.settings.in_flight,
                 on_progress=self._on_progress,
+                batches=self._batches(change) if may else None,
             )
         return engine
 
-    def _cost_nanousd(self, question: Question, usage: Usage) -> int | None:
-        price = self._price(question.model, str(question.body.get("service_tier", "")))
+    def _cost_nanousd(self, question: Question, usage: Usage, *, batch: bool = False) -> int | None:
+        price = self._price(question.model, "", batch=True) if batch else None
+        if price is None:
+            price = self._price(question.model, str(question.body.get("service_tier", "")))
         return None if price is None else price.cost_nanousd(usage)
 
     @functools.cache  # noqa: B019  # lives as long as the run
-    def _price(self, model: str, service_tier: str) -> Price | None:
-        return catalog.price(model, self.settings.policy, self.context.now, service_tier=service_tier)
+    def _price(self, model: str, service_tier: str, *, batch: bool = False) -> Price | None:
+        policy, now = self.settings.policy, self.context.now
+        return catalog.price(model, policy, now, service_tier=service_tier, batch=batch)
 
     def _worst_case(self, question: Question) -> Usage:
         facts = catalog.facts(question.model, self.settings.policy, self.context.now.date())
@@ -190,6 +217,13 @@ class Answers:
             return replace(outcome, reasons=(said,))
         return outcome
 
+    def known(self, check: Check) -> Outcome | None:
+        """What a check found, if all that bears on it is known by now; nothing is run for it."""
+        if check.gate in OFFLINE or self._blocking.get(check.config, OFFLINE):
+            return None
+        engine = self._engines.get((check.config, True))
+        return engine.known(check) if engine else None
+
     def _ask_ahead(self, change: ConfigChange, checks: Sequence[Check]) -> None:
         """Have everything asked at once; nothing, where the config cannot pass whatever is answered."""
         offline = self._engine(change, may_ask=False)
@@ -203,8 +237,15 @@ class Answers:
         asking = [check for check in checks if check.gate not in OFFLINE]
         places = {case: at for at, case in enumerate(golden.in_order(change, self.context))}
         asking.sort(key=lambda check: places.get(check.case, -1) if check.gate is GateName.GOLDEN else -1)
-        engine.ask_ahead(asking)
-        self._until_certain(change, engine, asking)
+        if self._batch_wait_s is not None:
+            # How soon the endpoint answers is not to be learned from a batch.
+            engine.ask_ahead([check for check in asking if check.gate is GateName.INTEGRATION])
+            for check in asking:
+                if check.gate is GateName.INTEGRATION:
+                    engine.outcome(check)
+        with engine.batching(_questions(change)):
+            engine.ask_ahead(asking)
+            self._until_certain(change, engine, asking)
         self.asking_s[change.name] = time.perf_counter() - began
 
     def _until_certain(self, change: ConfigChange, engine: Engine, asking: Sequence[Check]) -> None:
@@ -242,6 +283,7 @@ class Answers:
             recorded, missing = self._counted()
             line += f"; {recorded:,} answers recorded, {missing:,} missing"
             if self.context.live:
+                line += ", in batches" if self._batch_wait_s is not None else ""
                 line += f", budget {dollars(nanousd(self.budget_usd))}"
             else:
                 line += ", nobody is asked"
@@ -315,11 +357,16 @@ class Answers:
 
 def _keys(change: ConfigChange) -> Iterator[str]:
     """The keys of all golden questions of both arms, in the order of the cases."""
+    return (question.key for question in _questions(change))
+
+
+def _questions(change: ConfigChange) -> Iterator[Question]:
+    """All golden questions of both arms, in the order of the cases."""
     for snapshot in (change.baseline, change.candidate):
         if snapshot is None or snapshot.config is None:
             continue
         for case in change.candidate.cases:
             try:
-                yield prompt.ask(snapshot.config, case.inputs).key
+                yield prompt.ask(snapshot.config, case.inputs, label=case.id)
             except PromptError:
                 continue

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy_gates.core.canonical import SAFE_INTEGER, Json, JsonObject
+from deploy_gates.core.compiled import Valid, compiled
 from deploy_gates.core.errors import Problem
 
 if TYPE_CHECKING:
@@ -279,13 +280,7 @@ def _finite(text: str) -> float:
 def parse_json(text: str, file: str, *, first_line: int = 1) -> Document:
     """One JSON value; duplicate keys, NaN, and inexact integers are refused."""
     try:
-        value: Json = json.loads(
-            text,
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_int=_safe_int,
-            parse_float=_finite,
-        )
+        value: Json = _strict().decode(text)
     except json.JSONDecodeError as error:
         message = f"is not JSON: {error.msg} at column {error.colno}"
         return Document(
@@ -295,6 +290,16 @@ def parse_json(text: str, file: str, *, first_line: int = 1) -> Document:
         said = str(error) if isinstance(error, _Refused) else "is nested too deep"
         return Document(file=file, problems=(Problem(message=said, file=file, line=first_line),))
     return Document(file=file, value=value)
+
+
+@functools.cache
+def _strict() -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_no_duplicates,
+        parse_constant=_no_constant,
+        parse_int=_safe_int,
+        parse_float=_finite,
+    )
 
 
 def parse_json_lines(text: str, file: str) -> Iterator[tuple[int, Document]]:
@@ -315,6 +320,11 @@ def _validator(name: str) -> Validator:
 
 
 @functools.cache
+def _compiled(name: str) -> Valid | None:
+    return compiled(schema(name))
+
+
+@functools.cache
 def schema(name: str) -> JsonObject:
     """The JSON Schema of that name which ships with the package: `config`, `case`, or `settings`."""
     text = resources.files("deploy_gates").joinpath("data", f"{name}.schema.json").read_text("utf-8")
@@ -327,6 +337,9 @@ def validate(document: Document, name: str, *, line: int = 0, prefix: str = "") 
 
     `line` stands for every key of a document that is a single line; `prefix` goes before each key.
     """
+    is_valid = _compiled(name)
+    if is_valid is not None and is_valid(document.value):
+        return ()
     validator = _validator(name)
     found = []
     for error in validator.iter_errors(document.value):

@@ -51,6 +51,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--gate-budget", metavar="USD", help="Stop asking before the run has cost more than this."
     )
     group.addoption(
+        "--gate-batch",
+        action="store_true",
+        help="Ask golden cases by the Batch API: at half the price, within a day. Run again to collect.",
+    )
+    group.addoption(
+        "--gate-batch-wait",
+        metavar="MINUTES",
+        help="Wait no longer for a batch; 0 submits and leaves it. Default: a day.",
+    )
+    group.addoption(
         "--gate-report",
         metavar="PATH",
         action="append",

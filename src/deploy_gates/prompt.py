@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
 
-from deploy_gates.core.canonical import Json, JsonObject
+from deploy_gates.core.canonical import Json, JsonObject, digest_of, spelled
 from deploy_gates.core.config import Message, ModelConfig
 from deploy_gates.core.errors import PromptError
 from deploy_gates.core.question import Api, Question, question
@@ -26,8 +27,11 @@ _jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
 
 
 def ask(config: ModelConfig, inputs: JsonObject, *, label: str = "", sample: int = 0) -> Question:
-    """The request `config` makes of `inputs`. `PromptError` if a template cannot be rendered."""
-    return question(config.api, body(config, inputs), label=label, sample=sample)
+    """The request `config` makes of `inputs`. `PromptError` if a template cannot be rendered.
+
+    The same inputs make the same question, not one like it: several gates ask for it, and it is made once.
+    """
+    return _asking(config).ask(inputs, label, sample)
 
 
 def body(config: ModelConfig, inputs: JsonObject) -> JsonObject:
@@ -36,6 +40,64 @@ def body(config: ModelConfig, inputs: JsonObject) -> JsonObject:
     if config.api is Api.CHAT:
         return _chat(config, messages)
     return _responses(config, messages)
+
+
+QUESTIONS_KEPT = 1 << 17
+"""So many questions of one config are kept: a kilobyte each."""
+_ASKING_KEPT = 8
+
+
+class _Asking:
+    """What all requests of one config have in common, made and spelled once."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self._kept: dict[tuple[int, int], tuple[JsonObject, Question]] = {}
+        self._spelled = _around(config)
+
+    def ask(self, inputs: JsonObject, label: str, sample: int) -> Question:
+        key = (id(inputs), sample)
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] is inputs and kept[1].label == label:
+            return kept[1]
+        if kept is not None and kept[0] is inputs:
+            return replace(kept[1], label=label)
+        made = self._question(inputs, label, sample)
+        if len(self._kept) < QUESTIONS_KEPT:
+            self._kept[key] = (inputs, made)  # with the inputs, so that their id stays theirs
+        return made
+
+    def _question(self, inputs: JsonObject, label: str, sample: int) -> Question:
+        made = body(self.config, inputs)
+        if self._spelled is None:
+            return question(self.config.api, made, label=label, sample=sample)
+        before, turns, after = self._spelled
+        digest = digest_of(before + spelled(made[turns]) + after)
+        return Question(api=self.config.api, body=made, digest=digest, sample=sample, label=label)
+
+
+_asked: dict[int, _Asking] = {}
+
+
+def _asking(config: ModelConfig) -> _Asking:
+    """By identity: to compare two configs costs more than to make a request."""
+    found = _asked.get(id(config))
+    if found is None or found.config is not config:
+        while len(_asked) >= _ASKING_KEPT:
+            del _asked[next(iter(_asked))]
+        found = _asked[id(config)] = _Asking(config)
+    return found
+
+
+def _around(config: ModelConfig) -> tuple[bytes, str, bytes] | None:
+    """How a request is spelled before and after its turns, and what it calls them; `None`: not to be told."""
+    turns = "messages" if config.api is Api.CHAT else "input"
+    if turns in config.parameters:
+        return None
+    hole = "the turns of deploy-gates go here"
+    shell = (_chat if config.api is Api.CHAT else _responses)(config, [hole])
+    before, found, after = spelled({"api": config.api.value, "body": shell}).partition(f'["{hole}"]'.encode())
+    return (before, turns, after) if found and hole.encode() not in after else None
 
 
 def variables(config: ModelConfig) -> dict[str, list[str]]:

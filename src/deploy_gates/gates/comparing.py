@@ -141,16 +141,17 @@ def _without(value: Json, parts: Place) -> Json:
     if not parts:
         return None
     first, rest = parts[0], parts[1:]
-
-    def kept(key: str | int, each: Json) -> list[Json]:
-        if first == key or (first == EVERY and isinstance(key, int)):
-            return [_without(each, rest)] if rest else []
-        return [each]
-
     if isinstance(value, dict):
-        return {key: left for key, each in value.items() for left in kept(key, each)}
+        if first not in value or not isinstance(first, str):
+            return value
+        if rest:
+            return value | {first: _without(value[first], rest)}
+        return {key: each for key, each in value.items() if key != first}
     if isinstance(value, list):
-        return [left for index, each in enumerate(value) for left in kept(index, each)]
+        struck = [first in (EVERY, index) for index in range(len(value))]
+        if rest:
+            return [_without(each, rest) if hit else each for each, hit in zip(value, struck, strict=True)]
+        return [each for each, hit in zip(value, struck, strict=True) if not hit]
     return value
 
 

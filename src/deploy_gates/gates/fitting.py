@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deploy_gates import documents, prompt
 from deploy_gates.core import strict
 from deploy_gates.core.canonical import Json, JsonObject
-from deploy_gates.core.config import Case, CaseCheck, Kind, ModelConfig
+from deploy_gates.core.config import Case, CaseCheck, Comparison, Kind, ModelConfig
 from deploy_gates.core.contract import may_be, may_hold
 from deploy_gates.core.errors import PromptError
 from deploy_gates.core.instances import instances
@@ -88,20 +88,26 @@ def cases(findings: Findings, config: ModelConfig, given: Sequence[Case], *, fil
         return
     matcher = Matcher(config, folder=folder)
     inputs = matcher.validator(config.inputs)
-    output = matcher.validator(config.output.schema) if config.output else None
+    expected: dict[tuple[str, Comparison | None], list[tuple[str, str]]] = {}
+    """By what is expected, why no answer can be that: many cases expect the same."""
     for case in given:
-        problems = [("inputs", each) for each in _broken(inputs, case.inputs)]
-        if case.expects and output is not None:
-            problems += _never_expected(case, config, output)
+        problems = []
+        if not matcher.is_valid(config.inputs, case.inputs):
+            problems += [("inputs", each) for each in _broken(inputs, case.inputs)]
+        if case.expects and config.output is not None:
+            key = (json.dumps(case.expected), case.comparison)
+            if key not in expected:
+                expected[key] = list(_never_expected(case, config, matcher))
+            problems += expected[key]
         for at, check in enumerate(case.checks):
             problems += [
                 (f"checks[{at}].{field}", said) for field, said in _never_met(check, config, matcher)
             ]
         problems += [("", each) for each in matching.cannot_fail(case, config, folder=folder)]
-        for key, said in problems:
+        for where, said in problems:
             findings.miss(
-                f"of case {case.id}: {said}" if key else f"case {case.id}: {said}",
-                key=key,
+                f"of case {case.id}: {said}" if where else f"case {case.id}: {said}",
+                key=where,
                 file=file,
                 line=case.line,
             )
@@ -113,7 +119,7 @@ def _broken(validator: Validator, value: Json) -> Iterator[str]:
         yield f"{at}{': ' if at else ''}{_clipped(error.message)}"
 
 
-def _never_expected(case: Case, config: ModelConfig, validator: Validator) -> Iterator[tuple[str, str]]:
+def _never_expected(case: Case, config: ModelConfig, matcher: Matcher) -> Iterator[tuple[str, str]]:
     """Where `expected` is what no answer can be, beside what the comparison leaves out and forgives."""
     comparison = case.comparison or config.comparison
     try:
@@ -121,7 +127,10 @@ def _never_expected(case: Case, config: ModelConfig, validator: Validator) -> It
     except ValueError as unreadable:
         yield "exclude_paths", str(unreadable)
         return
-    for wrong in [] if validator.is_valid(case.expected) else validator.iter_errors(case.expected):
+    schema = config.output.schema if config.output else {}
+    if matcher.is_valid(schema, case.expected):
+        return
+    for wrong in matcher.validator(schema).iter_errors(case.expected):
         if comparison.ignore_string_case and _differs_in_case_only(wrong):
             continue
         if not all(any(_covers(each, at) for each in left_out) for at in _places(wrong, left_out)):

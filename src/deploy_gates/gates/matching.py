@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deploy_gates.core.canonical import Json, JsonObject
+from deploy_gates.core.compiled import Valid, compiled
 from deploy_gates.core.config import Case, CaseCheck, Comparison, Kind, ModelConfig
 from deploy_gates.core.cost import Usage
 from deploy_gates.core.instances import instances
@@ -87,6 +88,8 @@ class Matcher:
         self.hung: set[str] = set()
         """Patterns that did not come to an end once, and are not tried again."""
         self._validators: dict[str, Validator] = {}
+        self._compiled: dict[int, tuple[JsonObject, Valid]] = {}
+        """By the identity of a schema, which is kept with it: to spell it costs more than to check."""
         self._functions: dict[str, Function] = {}
 
     def match(self, answer: Answer, case: Case) -> Match:
@@ -138,6 +141,14 @@ class Matcher:
                 format_checker=Draft202012Validator.FORMAT_CHECKER,
             )
         return self._validators[key]
+
+    def is_valid(self, schema: JsonObject, value: Json) -> bool:
+        """Whether the value is valid under `schema`, by a function that was made of it once."""
+        kept = self._compiled.get(id(schema))
+        if kept is None or kept[0] is not schema:
+            general: Valid = self.validator(schema).is_valid  # type: ignore[assignment]  # takes any JSON
+            kept = self._compiled[id(schema)] = (schema, compiled(schema) or general)
+        return kept[1](value)
 
     def function(self, name: str) -> Function:
         """The function that `checks.py:polite` or `team.checks:polite` names, loaded once."""
@@ -302,11 +313,10 @@ def _schema(spec: JsonObject, matcher: Matcher, reading: Reading, case: Case) ->
     schema = spec.get("schema", matcher.config.output.schema if matcher.config.output else None)
     if not isinstance(schema, dict):
         raise Unknown("checks a schema, and neither the check nor the config has one")
-    validator = matcher.validator(schema)
     try:
-        if validator.is_valid(reading.json):
+        if matcher.is_valid(schema, reading.json):
             return MET
-        errors = validator.iter_errors(reading.json)
+        errors = matcher.validator(schema).iter_errors(reading.json)
         return _unless(difference for error in errors for difference in _broken(error))
     except Unresolvable as error:
         raise Unknown(f"the schema refers to {clip(error.ref)}, which is not in it") from error

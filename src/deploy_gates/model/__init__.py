@@ -5,6 +5,6 @@ imported with the first question that nobody has recorded. Between them go the v
 """
 
 from deploy_gates.model.engine import Engine, Progress, Record, Totals
-from deploy_gates.model.values import Budget, Endpoint, Journal
+from deploy_gates.model.values import Batches, Budget, Endpoint, Journal
 
-__all__ = ["Budget", "Endpoint", "Engine", "Journal", "Progress", "Record", "Totals"]
+__all__ = ["Batches", "Budget", "Endpoint", "Engine", "Journal", "Progress", "Record", "Totals"]

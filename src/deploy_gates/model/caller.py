@@ -11,23 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import random
-import ssl
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-import httpx2
-import openai
-
 from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.cost import Usage, dollars
-from deploy_gates.core.errors import Cause, Unanswered, WorkspaceError
+from deploy_gates.core.errors import Cause, WorkspaceError
 from deploy_gates.core.question import Answer, Api, Question
-from deploy_gates.model import failures, protocol
+from deploy_gates.model import failures, line, protocol
 from deploy_gates.model.values import (
     INTERRUPTED,
     SPARED,
@@ -87,7 +82,7 @@ class Caller:
         self._clock = clock
         self._sleep = sleep or asyncio.sleep
         self._deliver = deliver
-        self._client: openai.AsyncOpenAI | None = None
+        self._line: line.Line | None = None
         self._queue: deque[Job] = deque()
         self._tasks: set[asyncio.Task[Answer | Failed]] = set()
         self._ended: Failed | None = None
@@ -131,7 +126,7 @@ class Caller:
         try:
             if self._journal is not None:
                 self._journal.open()
-            self._client = _client(self._endpoint)
+            self._line = line.opened(self._endpoint)
         except WorkspaceError as error:
             self._cannot_keep(error)
         except Exception as error:  # noqa: BLE001  # a client that cannot be made reaches no endpoint
@@ -139,8 +134,8 @@ class Caller:
         self._pump()
         await self._stopping.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.close()
+        if self._line is not None:
+            await self._line.close()
 
     def _stop(self) -> None:
         self._end(INTERRUPTED)
@@ -169,7 +164,7 @@ class Caller:
             if refusal is not None:
                 self._queue.popleft()
                 self._deliver(Settled(question=job.question, result=refusal))
-            elif self._client is None or len(self._tasks) >= int(self._limit):
+            elif self._line is None or len(self._tasks) >= int(self._limit):
                 return
             else:
                 worst = job.worst_nanousd or 0
@@ -345,26 +340,19 @@ class Caller:
         return failures.read(error, self._endpoint, self._now)
 
     async def _post(self, question: Question, began: float) -> Answer:
-        assert self._client is not None
+        assert self._line is not None
         path = protocol.PATHS[question.api]
         if question.body.get("stream") is not True:
-            # The client's own models are not made: they cost more than the call, and check nothing.
-            response = await self._client.post(path, body=question.body, cast_to=httpx2.Response)
-            return protocol.answer(question.api, _json(response.content))
-        stream = await self._client.post(
-            path,
-            body=_with_usage(question),
-            cast_to=object,
-            stream=True,
-            stream_cls=openai.AsyncStream[object],
-        )
-        if not stream.response.headers.get("content-type", "").startswith("text/event-stream"):
-            return protocol.answer(question.api, _json(await stream.response.aread()))
+            return protocol.answer(question.api, line.decoded(await self._line.whole(path, question.body)))
+        whole, events = await self._line.parts(path, _with_usage(question))
+        if whole is not None:
+            return protocol.answer(question.api, line.decoded(whole))
         made, first_token_s = protocol.Stream(question.api), None
-        async for event in stream:
-            made.add(event)
-            if made.has_begun and first_token_s is None:
-                first_token_s = self._clock() - began
+        async with contextlib.aclosing(events) as reading:  # type: ignore[type-var]  # both are generators
+            async for event in reading:
+                made.add(event)
+                if made.has_begun and first_token_s is None:
+                    first_token_s = self._clock() - began
         return replace(made.answer(), first_token_s=first_token_s)
 
 
@@ -380,30 +368,6 @@ class _Calls:
     is_unpriced: bool = False
 
 
-def _client(endpoint: Endpoint) -> openai.AsyncOpenAI:
-    key = endpoint.api_key.strip()
-    if not (key.isascii() and key.isprintable()):
-        raise Unanswered(Cause.UNAUTHORIZED, "the API key holds characters that no HTTP header can hold")
-    http_client: httpx2.AsyncClient
-    try:
-        http_client = openai.DefaultAioHttpClient(verify=_trust())  # half the CPU time of the other
-    except RuntimeError:
-        http_client = openai.DefaultAsyncHttpxClient(verify=_trust())
-    return openai.AsyncOpenAI(
-        base_url=endpoint.base_url or None,
-        api_key=key or "none",
-        max_retries=0,
-        timeout=None,  # ours bounds the whole call, not each of its parts
-        http_client=http_client,
-    )
-
-
-@functools.cache
-def _trust() -> ssl.SSLContext:
-    """Whom to trust; reading that takes longer than anything else a client is made of."""
-    return httpx2.create_ssl_context()
-
-
 def _with_usage(question: Question) -> JsonObject:
     """The body of a streamed request: Chat Completions tells what a stream used only if asked to."""
     if question.api is not Api.CHAT:
@@ -411,14 +375,6 @@ def _with_usage(question: Question) -> JsonObject:
     options = question.body.get("stream_options")
     given: JsonObject = options if isinstance(options, dict) else {}
     return question.body | {"stream_options": {"include_usage": True} | given}
-
-
-def _json(raw: bytes) -> object:
-    try:
-        made: object = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise protocol.Malformed("the body is not JSON") from error
-    return made
 
 
 def _backoff_s(tries: int) -> float:

@@ -6,14 +6,15 @@ team's own checks never run beside themselves, and a slow one does not spoil wha
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.errors import Cause, DeployGatesError, Unanswered, WorkspaceError
@@ -22,6 +23,8 @@ from deploy_gates.core.question import Answer, Question
 from deploy_gates.model.values import (
     INTERRUPTED,
     SPARED,
+    Asker,
+    Batches,
     Budget,
     Endpoint,
     Estimate,
@@ -31,9 +34,6 @@ from deploy_gates.model.values import (
     Price,
     Settled,
 )
-
-if TYPE_CHECKING:
-    from deploy_gates.model.caller import Caller
 
 QUESTIONS_MAX = 1_000
 """So many questions may one check ask."""
@@ -94,6 +94,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        batches: Batches | None = None,
     ) -> None:
         """With `Record.ALL` nothing in `recorded` is served; what an interrupted run left in `journal` is."""
         self._known: dict[str, Answer | Failed] = {} if record is Record.ALL else dict(recorded)
@@ -109,7 +110,10 @@ class Engine:
         self._clock = clock
         self._sleep = sleep
         self._on_progress = on_progress
-        self._caller: Caller | None = None
+        self._batches = batches
+        self._is_batched = False
+        self._askers: dict[bool, Asker] = {}
+        """Who asks, by whether that is in batches; made with the first question."""
         self._runs: dict[tuple[str, str], _Run] = {}
         self._waiting: dict[str, list[_Run]] = {}
         """Who waits for a question that is being asked, by its key."""
@@ -127,7 +131,7 @@ class Engine:
     @property
     def problem(self) -> WorkspaceError | None:
         """Why answers could no longer be kept, if that happened; nothing is asked after it."""
-        return self._caller.problem if self._caller else None
+        return next((each.problem for each in self._askers.values() if each.problem), None)
 
     def ask_ahead(self, checks: Sequence[Check]) -> None:
         """Drive all of them as far as recorded answers lead, and have asked at once what else they want."""
@@ -135,6 +139,22 @@ class Engine:
             for check in checks:
                 self._run(check)
             self._send()
+
+    @contextlib.contextmanager
+    def batching(self, questions: Iterable[Question]) -> Iterator[None]:
+        """Within it, what is asked is asked in batches, where that is allowed; `questions` with the first."""
+        if self._batches is None:
+            yield
+            return
+        with self._lock:
+            self._is_batched = True
+            for question in questions:
+                if self._reply(question) is None:
+                    self._want(question)
+        try:
+            yield
+        finally:
+            self._is_batched = False
 
     def outcome(self, check: Check) -> Outcome:
         """What the check found, once it has all its answers."""
@@ -159,10 +179,15 @@ class Engine:
                 while run.outcome is None:
                     run.receive(SPARED)
                     run.next()
-            if self._caller is not None:
-                self._caller.withdraw(wanted)
-            while self._caller is not None and any(key in self._waiting for key in wanted):
+            for asker in self._askers.values():
+                asker.withdraw(wanted)
+            while self._askers and any(key in self._waiting for key in wanted):
                 self._take()
+
+    def known(self, check: Check) -> Outcome | None:
+        """What the check found, if it has ended."""
+        run = self._runs.get((check.config, check.id))
+        return run.outcome if run else None
 
     def ask(self, question: Question) -> Answer:
         """The answer to one question. `Unanswered` if there is none."""
@@ -177,8 +202,8 @@ class Engine:
     def close(self) -> None:
         """Stop asking at once. What was answered is kept; what was not ends as interrupted."""
         self._is_closed = True
-        if self._caller is not None:
-            self._caller.stop()
+        for each in self._askers.values():
+            each.stop()
         if self._journal is not None:
             self._journal.close()
 
@@ -229,11 +254,30 @@ class Engine:
         jobs, self._to_ask = self._to_ask, []
         if not jobs:
             return
-        if self._caller is None:
-            self._caller = self._new_caller()
-        self._caller.submit(jobs)
+        if self._is_batched not in self._askers:
+            self._askers[self._is_batched] = self._new_batcher() if self._is_batched else self._new_caller()
+        self._askers[self._is_batched].submit(jobs)
 
-    def _new_caller(self) -> Caller:
+    def _new_batcher(self) -> Asker:
+        from deploy_gates.model.batch import Batcher, Register
+
+        assert self._endpoint is not None, "without an endpoint nothing is to be asked"
+        assert self._batches is not None, "asked in batches only where that is allowed"
+        return Batcher(
+            endpoint=self._endpoint,
+            register=Register(self._batches.register),
+            patience_s=self._batches.patience_s,
+            journal=self._journal,
+            price=self._batches.price,
+            budget=self._budget,
+            now=self._now,
+            deliver=self._settled.put,
+            clock=self._clock,
+            sleep=self._sleep,
+            tell=self._batches.tell,
+        )
+
+    def _new_caller(self) -> Asker:
         from deploy_gates.model.caller import Caller
 
         assert self._endpoint is not None, "without an endpoint nothing is to be asked"

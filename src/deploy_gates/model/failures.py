@@ -1,8 +1,7 @@
 """Whatever goes wrong while asking becomes one of our causes, and one sentence.
 
-Nothing that the official client or what lies below it raises gets past this module. Two of its habits matter:
-over aiohttp it reports a refused connection as a timeout, and a host that closes without a word as well; so
-what happened is read from the whole chain of causes.
+Nothing that a connection or the official client raises gets past this module. What happened is read from the
+whole chain of causes.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from http import HTTPStatus
-
-import openai
 
 from deploy_gates.core.errors import Cause, Unanswered
 from deploy_gates.core.question import Answer
@@ -73,10 +70,8 @@ def read(error: Exception, endpoint: Endpoint, now: Callable[[], datetime]) -> F
     place = endpoint.place
     if isinstance(error, Unanswered):
         return Failed(cause=error.cause, message=error.message, hint=error.hint)
-    if isinstance(error, openai.APIStatusError):
+    if isinstance(error, protocol.Refused):
         return _status(error, endpoint, now)
-    if isinstance(error, openai.APIError) and isinstance(error.body, dict):
-        error = protocol.failure(error.body)
     if isinstance(error, protocol.Failed):
         return _failure_within(error, endpoint)
     if isinstance(error, protocol.BrokeOff):
@@ -91,9 +86,9 @@ def read(error: Exception, endpoint: Endpoint, now: Callable[[], datetime]) -> F
     return _no_connection(error, endpoint)
 
 
-def _status(error: openai.APIStatusError, endpoint: Endpoint, now: Callable[[], datetime]) -> Failed:
+def _status(error: protocol.Refused, endpoint: Endpoint, now: Callable[[], datetime]) -> Failed:
     """An HTTP status that is no success."""
-    status = error.status_code
+    status = error.status
     message = f"{endpoint.place} answered {status}: {_short(_said(error), endpoint)}"
     if status in (401, 403):
         return Failed(cause=Cause.UNAUTHORIZED, message=message, hint="look after the API key")
@@ -104,21 +99,21 @@ def _status(error: openai.APIStatusError, endpoint: Endpoint, now: Callable[[], 
             cause=Cause.OVERLOADED,
             message=message,
             can_retry=True,
-            wait_s=retry_after_s(error.response.headers, now),
+            wait_s=retry_after_s(error.headers, now),
             is_throttled=status == 429,
         )
     return Failed(cause=Cause.REFUSED, message=message)
 
 
-def _said(error: openai.APIStatusError) -> str:
+def _said(error: protocol.Refused) -> str:
     """What the endpoint says of its refusal, in its own words."""
-    body = error.body
-    if isinstance(body, dict):
+    body = error.said
+    if isinstance(body, Mapping):
         for key in ("message", "detail", "error"):
             if isinstance(body.get(key), str) and body[key]:
                 return str(body[key])
     with contextlib.suppress(ValueError):
-        return HTTPStatus(error.status_code).phrase
+        return HTTPStatus(error.status).phrase
     return "no reason given"
 
 

@@ -51,6 +51,21 @@ class Failed(Exception):
         self.code = code
 
 
+class Refused(Exception):
+    """A status that is no success, with what was said of it."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: object) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.headers = headers
+        said = body.get("error", body) if isinstance(body, Mapping) else body
+        self.said = said
+
+    @property
+    def code(self) -> object:
+        return self.said.get("code") if isinstance(self.said, Mapping) else None
+
+
 def answer(api: Api, body: object) -> Answer:
     """The answer in the decoded body of a response. `Malformed` or `Failed` if there is none."""
     if not isinstance(body, dict):

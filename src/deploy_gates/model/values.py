@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from deploy_gates.core.cost import Usage
-from deploy_gates.core.errors import Cause, Unanswered
+from deploy_gates.core.errors import Cause, Unanswered, WorkspaceError
 from deploy_gates.core.question import Answer, Question
 
 Price: TypeAlias = Callable[[Question, Usage], "int | None"]
@@ -108,6 +109,34 @@ class Settled:
     spent_nanousd: int = 0
     retried: int = 0
     is_unpriced: bool = False
+
+
+class Asker(Protocol):
+    """Who asks: one by one, or in batches."""
+
+    problem: WorkspaceError | None
+    """Why answers can no longer be kept."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Ask these, in this order."""
+
+    def withdraw(self, keys: Collection[str]) -> None:
+        """Do not ask those of these that wait for their turn; they end as spared."""
+
+    def stop(self) -> None:
+        """Leave everything unfinished, now."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batches:
+    """That questions may be asked in batches, and how."""
+
+    register: Path
+    """Where it is kept what is under way."""
+    patience_s: float
+    """How long a batch is waited for, before it is left for another run to collect."""
+    price: Price
+    tell: Callable[[str], None] = lambda said: None
 
 
 class Room(StrEnum):
