@@ -647,6 +647,33 @@ def test_who_is_throttled_waits_for_its_turn() -> None:
     assert running.totals.retried > 4 * 5
 
 
+def test_a_call_that_hangs_where_all_others_are_answered_is_made_a_second_time() -> None:
+    def script(request: Request) -> Reply:
+        hangs = int(request.prompt) % 20 == 19 and int(request.prompt) > 40 and request.attempt == 1
+        return Hangs() if hangs else Says("refund", after_s=0.002)
+
+    with serve(script) as server, engine(server, in_flight=10, sleep=None, timeout_s=60.0) as running:
+        began = time.monotonic()
+        outcomes = run_all(running, 200)
+        took_s = time.monotonic() - began
+
+    assert {each.found for each in outcomes} == {Found.MET}
+    assert server.asked == 200 + 8
+    assert took_s < 30
+
+
+def test_an_answer_that_comes_late_is_waited_for_all_the_same() -> None:
+    def script(request: Request) -> Reply:
+        is_slow = request.prompt == "150"
+        return Says("refund", after_s=(1.0 if request.attempt == 1 else 9.0) if is_slow else 0.0)
+
+    with serve(script) as server, engine(server, in_flight=10, sleep=None, timeout_s=60.0) as running:
+        outcomes = run_all(running, 200)
+
+    assert {each.found for each in outcomes} == {Found.MET}
+    assert server.asked == 201
+
+
 def test_who_is_always_throttled_is_given_up_in_the_end() -> None:
     now_s = [0.0]
 

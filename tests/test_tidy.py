@@ -33,8 +33,7 @@ HEAVY = (
 STATISTICS = ("amounts", "planning", "sequential", "shares", "weighing")
 LATE = {
     "prompt.py": ("jinja2",),
-    "model/caller.py": ("openai",),
-    "model/failures.py": ("openai",),
+    "model/sdk.py": ("openai",),
     "canary/stream.py": ("numpy",),
     "canary/traffic.py": ("numpy", "scipy"),
     **{f"core/{each}.py": ("numpy", "scipy") for each in STATISTICS},

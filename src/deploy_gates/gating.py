@@ -432,7 +432,7 @@ class GateItem(pytest.Item):
 
     def reports(self) -> Iterator[pytest.TestReport]:
         """What running it would have told, apart from how long that takes."""
-        moment = time.time()
+        moment = clock.now().timestamp()
         for when in ("call", "teardown"):
             report = pytest.TestReport(
                 nodeid=self.nodeid,

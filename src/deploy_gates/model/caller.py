@@ -2,8 +2,10 @@
 
 Bounds: a call takes at most `Endpoint.timeout_s`, a question at most `retries` calls more than one, and no
 wait between two of them is longer than `WAIT_MAX_S`. A 429 counts as no try while others are answered: the
-question waits for its turn, and fewer are asked at once. In all, a question ends after `retries + 1` times
-`timeout_s + WAIT_MAX_S`. Where the endpoint is plainly dead, the rest is not asked at all.
+question waits for its turn, and fewer are asked at once; so they are where answers come dangerously late. A
+call that takes far longer than all others is made a second time beside it, and the first answer counts. In
+all, a question ends after `retries + 1` times `timeout_s + WAIT_MAX_S`. Where the endpoint is plainly dead,
+the rest is not asked at all.
 """
 
 from __future__ import annotations
@@ -50,6 +52,15 @@ GIVEN_UP_MAX = 3
 SPEED_UP = 0.1
 SLOW_DOWN = 1.0
 """Settles where one call in ten is throttled, so that a few 429s that load did not cause slow nothing."""
+LATE_SHARE = 0.5
+"""Answers that take more than this share of their timeout say that fewer should be asked at once."""
+SECOND_AFTER = 6.0
+"""So many times what 95 % of the answers took, and a call is made a second time."""
+SECOND_MIN_S = 0.5
+SECOND_MAX_SHARE = 0.1
+"""Of all calls, and of those under way, so many at most are second ones."""
+MEASURED_MAX = 200
+MEASURED_MIN = 20
 STOP_WITHIN_S = 0.9
 
 
@@ -93,6 +104,9 @@ class Caller:
         self._refused = 0
         self._denied = 0
         self._given_up = 0
+        self._took_s: deque[float] = deque(maxlen=MEASURED_MAX)
+        self._second_after_s: float | None = None
+        self._seconds = self._seconds_now = 0
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="deploy-gates", daemon=True)
@@ -245,15 +259,25 @@ class Caller:
         if isinstance(result, Answer):
             self._answered += 1
             self._given_up = self._refused = 0
-            self._limit = min(float(self._in_flight), self._limit + SPEED_UP)
+            is_late = result.latency_s > LATE_SHARE * self._endpoint.timeout_s
+            change = -SLOW_DOWN if is_late else SPEED_UP
+            self._limit = max(1.0, min(float(self._in_flight), self._limit + change))
+            self._measure(result.latency_s)
             return
-        if result.is_throttled:
+        if result.is_throttled or result.is_late:
             self._limit = max(1.0, self._limit - SLOW_DOWN)
         self._refused = self._refused + 1 if result.is_refused else 0
         self._denied += result.cause is Cause.UNAUTHORIZED
         is_denied = self._denied >= DENIED_MAX and not self._answered
         if self._refused >= REFUSED_MAX or is_denied:
             self._end(result)
+
+    def _measure(self, took_s: float) -> None:
+        """Learn from time to time what is far longer than usual."""
+        self._took_s.append(took_s)
+        if len(self._took_s) >= MEASURED_MIN and self._answered % MEASURED_MIN == 0:
+            usual_s = sorted(self._took_s)[len(self._took_s) * 95 // 100]
+            self._second_after_s = max(SECOND_MIN_S, SECOND_AFTER * usual_s)
 
     def _give_up(self, last: Failed, calls: _Calls, *, is_silent: bool) -> Failed:
         self._given_up += 1
@@ -327,7 +351,7 @@ class Caller:
         asked_at, began = self._now(), self._clock()
         try:
             async with asyncio.timeout(within_s):
-                answer = await self._post(question, began)
+                answer = await self._first(question, began)
         except TimeoutError:
             return failures.too_slow(self._endpoint, within_s)
         except Exception as error:  # noqa: BLE001  # whatever a network raises, there is no answer
@@ -335,6 +359,31 @@ class Caller:
         if not failures.is_served_by(question.model, answer.model, self._endpoint.served_as):
             return failures.wrong_model(question.model, answer)
         return replace(answer, latency_s=self._clock() - began, asked_at=asked_at)
+
+    async def _first(self, question: Question, began: float) -> Answer:
+        """The answer of this call, or of a second one where this takes too long: whichever is first."""
+        if self._second_after_s is None:
+            return await self._post(question, began)
+        second = _Second(self, question, began)
+        timer = self._loop.call_later(self._second_after_s, second.begin)
+        try:
+            return await self._post(question, began)
+        except asyncio.CancelledError:
+            if second.answer is None:
+                raise
+            second.asking.uncancel()
+            return second.answer
+        finally:
+            timer.cancel()
+            second.end()
+
+    def may_be_second(self) -> bool:
+        """Whether there is room for a second call: they are to help few, and to burden nobody."""
+        return (
+            self._ended is None
+            and self._seconds < SECOND_MAX_SHARE * (self._answered + MEASURED_MIN)
+            and self._seconds_now < max(1.0, SECOND_MAX_SHARE * self._limit)
+        )
 
     def _failed(self, error: Exception) -> Failed:
         return failures.read(error, self._endpoint, self._now)
@@ -354,6 +403,42 @@ class Caller:
                 if made.has_begun and first_token_s is None:
                     first_token_s = self._clock() - began
         return replace(made.answer(), first_token_s=first_token_s)
+
+
+class _Second:
+    """A second call for a question whose first one takes far longer than usual."""
+
+    def __init__(self, caller: Caller, question: Question, began: float) -> None:
+        asking = asyncio.current_task()
+        assert asking is not None, "made by whoever asks"
+        self.asking = asking
+        self.answer: Answer | None = None
+        self._caller = caller
+        self._question = question
+        self._began = began
+        self._task: asyncio.Task[Answer] | None = None
+        self._is_over = False
+
+    def begin(self) -> None:
+        caller = self._caller
+        if not caller.may_be_second():
+            return
+        caller._seconds += 1
+        caller._seconds_now += 1
+        self._task = caller._loop.create_task(caller._post(self._question, self._began))
+        self._task.add_done_callback(self._came)
+
+    def _came(self, task: asyncio.Task[Answer]) -> None:
+        self._caller._seconds_now -= 1
+        if task.cancelled() or task.exception() is not None or self._is_over:
+            return  # the first one goes on, or has come by now
+        self.answer = task.result()
+        self.asking.cancel()
+
+    def end(self) -> None:
+        self._is_over = True
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
 
 
 @dataclass(kw_only=True, slots=True)

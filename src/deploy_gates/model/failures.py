@@ -62,6 +62,7 @@ def too_slow(endpoint: Endpoint, within_s: float) -> Failed:
         cause=Cause.UNREACHABLE,
         message=f"{endpoint.place} gave no whole answer within {within_s:g} s",
         can_retry=True,
+        is_late=True,
     )
 
 

@@ -70,6 +70,8 @@ class Failed:
     """How long the endpoint asks to wait."""
     is_throttled: bool = False
     """429: there is nothing wrong but the pace."""
+    is_late: bool = False
+    """No whole answer came in time."""
     is_refused: bool = False
     """No connection could be made."""
     usage: Usage | None = None
