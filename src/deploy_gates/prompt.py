@@ -6,7 +6,7 @@ Templates run in Jinja2's sandbox, and a variable nobody gave is an error rather
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import jinja2
@@ -34,9 +34,15 @@ def ask(config: ModelConfig, inputs: JsonObject, *, label: str = "", sample: int
     return _asking(config).ask(inputs, label, sample)
 
 
-def body(config: ModelConfig, inputs: JsonObject) -> JsonObject:
-    """The JSON body of that request, in the words of the protocol the config speaks."""
-    messages: list[Json] = [_turn(message, inputs, at) for at, message in enumerate(config.messages)]
+def body(config: ModelConfig, inputs: JsonObject, *, fixed: Mapping[int, Json] | None = None) -> JsonObject:
+    """The JSON body of that request, in the words of the protocol the config speaks.
+
+    `fixed` are turns that are the same whatever the inputs are, by their place.
+    """
+    messages: list[Json] = [
+        _turn(message, inputs, at) if fixed is None or at not in fixed else fixed[at]
+        for at, message in enumerate(config.messages)
+    ]
     if config.api is Api.CHAT:
         return _chat(config, messages)
     return _responses(config, messages)
@@ -54,6 +60,11 @@ class _Asking:
         self.config = config
         self._kept: dict[tuple[int, int], tuple[JsonObject, Question]] = {}
         self._spelled = _around(config)
+        self._fixed = {
+            at: _turn(message, {}, at)
+            for at, message in enumerate(config.messages)
+            if isinstance(message.content, str) and "{" not in message.content
+        }
 
     def ask(self, inputs: JsonObject, label: str, sample: int) -> Question:
         key = (id(inputs), sample)
@@ -68,7 +79,7 @@ class _Asking:
         return made
 
     def _question(self, inputs: JsonObject, label: str, sample: int) -> Question:
-        made = body(self.config, inputs)
+        made = body(self.config, inputs, fixed=self._fixed)
         if self._spelled is None:
             return question(self.config.api, made, label=label, sample=sample)
         before, turns, after = self._spelled

@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -335,9 +336,9 @@ def _answer(line: bytes) -> tuple[str, Answer]:
         text=text,
         tool_calls=_tool_calls(raw.get("tool_calls")),
         refusal=_text(raw, "refusal"),
-        finish_reason=_text(raw, "finish_reason") or "stop",
+        finish_reason=sys.intern(_text(raw, "finish_reason") or "stop"),
         usage=_usage(raw.get("usage")),
-        model=_text(raw, "model") or "",
+        model=sys.intern(_text(raw, "model") or ""),
         latency_s=_seconds(raw, "latency_s") or 0.0,
         first_token_s=_seconds(raw, "first_token_s"),
         asked_at=_time(raw.get("asked_at")),

@@ -237,7 +237,7 @@ class Caller:
         answered_at_first = answered_before = self._answered
         tries = 0
         while True:
-            result = await self._call(calls.job.question, min(timeout_s, until - self._clock()))
+            result = await self._call(calls, min(timeout_s, until - self._clock()))
             self._learn(result)
             if isinstance(result, Answer) or result.usage is not None:
                 self._pay(calls, result.usage)
@@ -347,11 +347,11 @@ class Caller:
 
     # --- One call -------------------------------------------------------------------------------
 
-    async def _call(self, question: Question, within_s: float) -> Answer | Failed:
-        asked_at, began = self._now(), self._clock()
+    async def _call(self, calls: _Calls, within_s: float) -> Answer | Failed:
+        question, asked_at, began = calls.job.question, self._now(), self._clock()
         try:
             async with asyncio.timeout(within_s):
-                answer = await self._first(question, began)
+                answer = await self._first(calls, began)
         except TimeoutError:
             return failures.too_slow(self._endpoint, within_s)
         except Exception as error:  # noqa: BLE001  # whatever a network raises, there is no answer
@@ -360,14 +360,14 @@ class Caller:
             return failures.wrong_model(question.model, answer)
         return replace(answer, latency_s=self._clock() - began, asked_at=asked_at)
 
-    async def _first(self, question: Question, began: float) -> Answer:
+    async def _first(self, calls: _Calls, began: float) -> Answer:
         """The answer of this call, or of a second one where this takes too long: whichever is first."""
         if self._second_after_s is None:
-            return await self._post(question, began)
-        second = _Second(self, question, began)
+            return await self._post(calls.job.question, began)
+        second = _Second(self, calls, began)
         timer = self._loop.call_later(self._second_after_s, second.begin)
         try:
-            return await self._post(question, began)
+            return await self._post(calls.job.question, began)
         except asyncio.CancelledError:
             if second.answer is None:
                 raise
@@ -408,13 +408,13 @@ class Caller:
 class _Second:
     """A second call for a question whose first one takes far longer than usual."""
 
-    def __init__(self, caller: Caller, question: Question, began: float) -> None:
+    def __init__(self, caller: Caller, calls: _Calls, began: float) -> None:
         asking = asyncio.current_task()
         assert asking is not None, "made by whoever asks"
         self.asking = asking
         self.answer: Answer | None = None
         self._caller = caller
-        self._question = question
+        self._calls = calls
         self._began = began
         self._task: asyncio.Task[Answer] | None = None
         self._is_over = False
@@ -425,7 +425,8 @@ class _Second:
             return
         caller._seconds += 1
         caller._seconds_now += 1
-        self._task = caller._loop.create_task(caller._post(self._question, self._began))
+        self._calls.retried += 1
+        self._task = caller._loop.create_task(caller._post(self._calls.job.question, self._began))
         self._task.add_done_callback(self._came)
 
     def _came(self, task: asyncio.Task[Answer]) -> None:

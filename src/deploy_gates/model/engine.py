@@ -338,6 +338,19 @@ class Engine:
 class _Run:
     """One check on its way: what it was told, and what that took."""
 
+    __slots__ = (
+        "_asked",
+        "_asking",
+        "_oldest",
+        "_questions",
+        "_replayed",
+        "_reply",
+        "_spent_nanousd",
+        "_took_s",
+        "check",
+        "outcome",
+    )
+
     def __init__(self, check: Check) -> None:
         self.check = check
         self.outcome: Outcome | None = None
@@ -401,7 +414,7 @@ class _Run:
         return question
 
     def _end(self, outcome: object, began: float) -> None:
-        self._asking = None
+        self._asking = self._reply = None
         if not isinstance(outcome, Outcome):
             wrong = TypeError(f"it returns {type(outcome).__name__} where an Outcome is expected")
             outcome = self._unknown(wrong)
