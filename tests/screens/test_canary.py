@@ -13,6 +13,7 @@ import pytest
 
 from deploy_gates.core.canary import Action, Aspect, Better, Decision, Kind, Metric, Plan, Word
 from deploy_gates.core.planning import Foresight, Sight
+from deploy_gates.core.tally import Unit
 from deploy_gates.report import canary
 from deploy_gates.report.record import Terminal
 from deploy_gates.report.text import width
@@ -251,3 +252,16 @@ def test_a_plan_that_sees_all_its_margins_says_so_and_asks_for_nothing() -> None
     said = "\n".join(lines)
     assert "ENOUGH" in said
     assert "would help" not in said
+
+
+def test_where_users_are_the_unit_it_is_users_that_are_counted() -> None:
+    found = [
+        replace(each, plan=replace(each.plan, unit=Unit.USER))
+        for each in (canaries.going(), canaries.promoted())
+    ]
+
+    told = [
+        text for each in found for text in (canary.line(each), "\n".join(canary.picture(each, Terminal())))
+    ]
+
+    assert [each for each in told if "requests" in each or " users" not in each] == []

@@ -346,7 +346,7 @@ def _verdict(
     if sums.first_errors >= max(plan.limit_errors, sums.first * plan.limit_errors / plan.limit_requests):
         why = (
             f"{ERRORS} reached the hard limit: {sums.first_errors:,} of the candidate's first {sums.first:,} "
-            f"requests failed"
+            f"{plan.unit}s failed"
         )
         return Action.ROLLBACK, why, (f"{ERRORS}.limit",)
     if draft.log_e >= draft.log_e_limit:
@@ -493,7 +493,7 @@ def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str,
         if not each.seen and elapsed_s > due_s:
             found.append(f"there is no {metric.name} of both arms to compare")
         elif (known := sums.known.get(metric.name)) is not None and known.is_lopsided:
-            of = f"{known.candidate:,} of {known.candidate_due:,} good requests of the candidate"
+            of = f"{known.candidate:,} of {known.candidate_due:,} good {plan.unit}s of the candidate"
             found.append(f"{metric.name} is known of {of} only")
     return tuple(found)
 
@@ -506,7 +506,7 @@ def _unproved(draft: Decision) -> list[str]:
         if each.metric not in names or each.margin_ratio is None or not draft.sums.metrics[each.metric].seen:
             continue
         if each.log_e_safe < draft.log_e_proof:
-            more = f", about {each.needed:,} more requests" if each.needed else ""
+            more = f", about {each.needed:,} more {draft.plan.unit}s" if each.needed else ""
             found.append(f"{_named(each.metric, each.aspect)} is not proved{more}")
     provable = {each.metric for each in draft.readings if each.margin_ratio is not None}
     for name, metric in names.items():

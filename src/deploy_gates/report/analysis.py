@@ -175,9 +175,9 @@ def _warm_up(last: Decision) -> Iterator[str]:
     plan = last.plan
     late = [each.name for each in plan.metrics if each.warm_up]
     if plan.warm_up_s > 0 and late:
-        requests = counted(last.arms.excluded, "request")
+        excluded = counted(last.arms.excluded, plan.unit)
         verb = "leaves" if len(late) == 1 else "leave"
-        said = f"{listed(late)} {verb} out the warm-up: the first {span(plan.warm_up_s)}, {requests}"
+        said = f"{listed(late)} {verb} out the warm-up: the first {span(plan.warm_up_s)}, {excluded}"
         yield f'<p class="dim">{_said(said)} of the candidate.</p>'
 
 

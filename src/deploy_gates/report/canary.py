@@ -65,7 +65,7 @@ def metrics(decision: Decision, terminal: Terminal, *, verbose: bool = False) ->
 def line(decision: Decision) -> str:
     """One look on one line, for pipes and logs: time, what to do, each metric's word, how much was seen."""
     words = "; ".join(f"{word} {', '.join(names)}" for word, names in _by_word(decision).items())
-    seen = f"{decision.arms.candidate:,} of {_total(decision):,} requests"
+    seen = f"{decision.arms.candidate:,} of {_total(decision):,} {decision.plan.unit}s"
     said = f"{clock(decision.elapsed_s):>7}  {decision.action.value:<8}  {seen}; {words}"
     if decision.action is Action.CONTINUE and not decision.missing:
         return said
@@ -307,7 +307,7 @@ def _below(decision: Decision, rows: Sequence[Reading]) -> Iterator[tuple[str, s
 
 
 def _seen(decision: Decision) -> str:
-    said = f"{decision.arms.candidate:,} of {_total(decision):,} requests"
+    said = f"{decision.arms.candidate:,} of {_total(decision):,} {decision.plan.unit}s"
     if decision.arms.unfinished:
         said += f", {decision.arms.unfinished:,} of them never came back"
     slowest = needed(decision)
@@ -343,7 +343,7 @@ def _warm_up(decision: Decision, rows: Sequence[Reading]) -> str:
     at_once = list(dict.fromkeys(each.metric for each in rows if not _is_late(decision, each)))
     if warm_up_s <= 0 or not any(_is_late(decision, each) for each in rows):
         return ""
-    said = f"the first {span(warm_up_s)} ({counted(decision.arms.excluded, 'request')})"
+    said = f"the first {span(warm_up_s)} ({counted(decision.arms.excluded, decision.plan.unit)})"
     return f"{said} count for {listed(at_once)} only" if at_once else f"{said} do not count"
 
 
@@ -366,7 +366,7 @@ def _verdict(decision: Decision, terminal: Terminal) -> Iterator[str]:
     indent = 4 + len(word)
     told = [decision.reason]
     if decision.has_ended:
-        of = f"{decision.arms.candidate:,} of {_total(decision):,} requests"
+        of = f"{decision.arms.candidate:,} of {_total(decision):,} {decision.plan.unit}s"
         told.append(f"the candidate answered {of} in {span(decision.elapsed_s)}")
     lines = [each for text in told for each in wrap(terminal.said(text), terminal.width - indent)]
     yield f"  {terminal.ink(word, color)}  {lines[0]}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from deploy_gates.core.canary import Action, Aspect, Better, Decision, Kind, Reading, Word
-from deploy_gates.core.tally import BIN_MS
+from deploy_gates.core.tally import BIN_MS, Unit
 from deploy_gates.report import quantities
 from deploy_gates.report.quantities import clock, figures, odds, span, title
 from deploy_gates.report.text import clip, visible, width
@@ -600,7 +600,8 @@ def traffic(history: Sequence[Decision], width_px: float = WIDE_PX, until_s: flo
     looks = _thinned(_started(history))
     gutter = 190 if width_px >= WIDE_PX / 2 else 116
     frame = _Frame(left=58, right=width_px - gutter, top=44, bottom=150, until_s=_until(looks, until_s))
-    lines = [_text(0, 15, f"Requests per {BIN_MS // 1000} s", "name")]
+    units = f"{(looks[-1].plan.unit if looks else Unit.REQUEST).capitalize()}s"
+    lines = [_text(0, 15, f"{units} per {BIN_MS // 1000} s", "name")]
     half = (frame.bottom - frame.top - 12) / 2
     for number, arm in enumerate(("baseline", "candidate")):
         floor = frame.top + half + number * (half + 12)
@@ -621,7 +622,7 @@ def traffic(history: Sequence[Decision], width_px: float = WIDE_PX, until_s: flo
     arms = looks[-1].arms if looks else None
     told = f"{arms.baseline:,} of the baseline, {arms.candidate:,} of the candidate." if arms else "None yet."
     return Panel(
-        width=width_px, height=frame.bottom + 22, title="Requests of both arms", told=told, lines=tuple(lines)
+        width=width_px, height=frame.bottom + 22, title=f"{units} of both arms", told=told, lines=tuple(lines)
     )
 
 
