@@ -139,6 +139,23 @@ def test_a_report_of_the_whole_analysis_is_written(
     assert ("<!doctype html>" if name.endswith("html") else "<svg") in text
 
 
+def test_users_who_come_again_and_again_are_counted_once_and_not_missed(run: Run, tmp_path: Path) -> None:
+    rng = random.Random(4)
+    lines = []
+    for made in map(json.loads, traffic(until_s=330)):
+        user = rng.randrange(400)
+        arm = "candidate" if made["t"] > 60 and user < 40 else "baseline"
+        lines.append(json.dumps({**made, "arm": arm, "key": f"user-{user}"}))
+    (tmp_path / "traffic.ndjson").write_text("\n".join(lines))
+
+    done = run("replay", "traffic.ndjson", "--json")
+
+    found = json.loads(done.stdout)["decision"]
+    assert (found["action"], found["missing"]) == ("continue", [])
+    assert found["arms"]["candidate"] == 40
+    assert found["at_s"] > 240
+
+
 LINE = '{"t": 1, "arm": "baseline", "error": false, "latency_s": 1}\n'
 
 

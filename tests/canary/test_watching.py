@@ -224,6 +224,23 @@ def test_users_are_the_unit_where_clients_report_them_and_requests_are_not_count
     assert last.arms.candidate == round(last.elapsed_s) // 5 * 120
 
 
+def test_users_who_were_all_counted_are_not_missed_as_long_as_there_are_requests(canary: Released) -> None:
+    canary.serve(-60, 300)
+    canary.serve(-60, 30, unit=Unit.USER)
+    canary.at += timedelta(seconds=330)
+
+    last = next(
+        each.decision
+        for each in canary.watch()
+        if each.decision is not None and each.decision.elapsed_s >= 250
+    )
+
+    assert last.plan.unit is Unit.USER
+    assert last.arms.candidate == 6 * 120
+    assert last.action is Action.CONTINUE
+    assert not any("no request" in each for each in last.missing)
+
+
 def test_users_whose_time_is_not_over_are_waited_for(canary: Released) -> None:
     canary.serve(-60, 0)
     open_users = canary.tally(0, Arm.CANDIDATE, 40, revision=canary.canary, unit=Unit.USER, finished=20)

@@ -29,7 +29,7 @@ from deploy_gates.core.canary import (
 )
 from deploy_gates.core.errors import SettingsError
 from deploy_gates.core.shares import ShareSums
-from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
+from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally, Unit
 from deploy_gates.core.weighing import mark_rate, mark_tests, weigh
 
 START_MS = 1_000 * BIN_MS
@@ -442,6 +442,20 @@ def test_without_requests_of_the_candidate_traffic_is_held_and_then_taken_back()
 
     assert (held.action, held.missing) == (Action.HOLD, ("the candidate got no request for 20 s",))
     assert (ended.action, ended.cause) == (Action.ROLLBACK, ("missing",))
+
+
+def test_a_canary_of_users_who_were_all_counted_is_undecided_as_long_as_they_keep_coming() -> None:
+    every = [replace(each, unit=Unit.USER) for each in traffic(4, seed=18)]
+    again = [
+        replace(tally(arm, at, 0, unit=Unit.USER), latency_s=Histogram(), cost_usd=Histogram())
+        for at in range(4, 50)
+        for arm in Arm
+    ]
+
+    coming, gone = looked(QUICK, [*every, *again]), looked(QUICK, every, bins=50)
+
+    assert (coming.action, coming.missing) == (Action.CONTINUE, ())
+    assert (gone.action, gone.cause) == (Action.ROLLBACK, ("missing",))
 
 
 def test_without_a_baseline_nothing_is_promoted() -> None:

@@ -579,6 +579,18 @@ def _tallies(rows: _Rows, unit: Unit) -> dict[int, dict[int, Tally]]:
     return found
 
 
+def _no_users(number: int, arm: int) -> Tally:
+    """What is told of a bin in which only users came who were counted before: that there was traffic."""
+    return Tally(
+        config=CONFIG,
+        environment=ENVIRONMENT,
+        revision=1,
+        arm=Arm.CANDIDATE if arm else Arm.BASELINE,
+        start_ms=number * BIN_MS,
+        unit=Unit.USER,
+    )
+
+
 def _histograms(values: Floats, group: Ints, n: int) -> list[Histogram]:
     """The histogram of each of `n` groups."""
     given = ~np.isnan(values)
@@ -650,6 +662,8 @@ class _Users:
         self._seen = _Seen()
         self._next: int | None = None
         self._latest = 0
+        self._active: set[tuple[int, int]] = set()
+        """Bins that are not closed, and arms, in which there were requests at all."""
         self._canary: int | None = None
         self._has_ended_one = False
         self._further = 0
@@ -670,6 +684,7 @@ class _Users:
         if self._next is None:
             self._next = int(rows.bin[0])
         self._latest = int(rows.bin[-1])
+        self._active |= {divmod(each, 2) for each in np.unique(rows.bin * 2 + rows.arm).tolist()}
         if len(keyed := rows.of(rows.key != 0)):
             self._parts.append(keyed)
             self._kept += len(keyed)
@@ -724,6 +739,10 @@ class _Users:
         self._has_ended_one = True
         for number in range(self._next, end):
             by_arm = tallies.get(number, {})
+            for arm in (0, 1):
+                if (number, arm) in self._active:
+                    by_arm.setdefault(arm, _no_users(number, arm))
+                    self._active.remove((number, arm))
             yield (number + 1) * BIN_MS, tuple(by_arm[arm] for arm in sorted(by_arm))
         self._next = end
 

@@ -364,7 +364,22 @@ class _Watching:
                 return self._read()
         is_first = self.unit is Unit.USER and (self.decision is None or self.decision.started_ms is None)
         self.early = [each for each in found if is_first and each.arm is Arm.CANDIDATE]
-        return [each for each in found if each.unit is self.unit]
+        return list(self._counted(found))
+
+    def _counted(self, tallies: Sequence[Tally]) -> Iterator[Tally]:
+        """Those of the unit; and of requests where users are it, that there were any."""
+        for each in tallies:
+            if each.unit is self.unit:
+                yield each
+            elif self.unit is Unit.USER and each.started + each.finished:
+                yield Tally(
+                    config=each.config,
+                    environment=each.environment,
+                    revision=each.revision,
+                    arm=each.arm,
+                    start_ms=each.start_ms,
+                    unit=Unit.USER,
+                )
 
     def _finds_users(self, tallies: Sequence[Tally]) -> bool:
         """Whether users turn out to be the unit, before the candidate's first bin is judged."""

@@ -38,7 +38,7 @@ from deploy_gates.core.canary import (
 )
 from deploy_gates.core.sequential import Evidence, Measured
 from deploy_gates.core.shares import ShareSums
-from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
+from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally, Unit
 
 ANYTIME_PART = 0.5
 """So much of the false-rollback rate is spent on looking at any time, the rest on the marks."""
@@ -115,6 +115,8 @@ class Half:
     """One arm of one stratum."""
 
     n: int = 0
+    has_traffic: bool = False
+    """Where users are the unit, any tally is a sign of life: it may hold none who was not counted before."""
     errors: int = 0
     unfinished: int = 0
     dropped: int = 0
@@ -134,6 +136,7 @@ class Half:
         unfinished = max(0, started - finished)
         return cls(
             n=max(started, finished),
+            has_traffic=started + finished > 0 or any(each.unit is Unit.USER for each in tallies),
             errors=sum(each.errors for each in tallies) + unfinished,
             unfinished=unfinished,
             dropped=sum(each.dropped for each in tallies),
@@ -270,7 +273,9 @@ def _bin(
             split[stratum.revision] = (in_candidate + candidate.n, in_baseline + baseline.n)
         if first < plan.limit_requests:
             first, first_errors = first + candidate.n, first_errors + candidate.errors
-    got = sum(each.candidate.n for each in strata), sum(each.baseline.n for each in strata)
+    in_baseline = sum(each.baseline.n for each in strata)
+    is_there = any(each.candidate.has_traffic for each in strata) or started_ms is None
+    is_baseline_there = any(each.baseline.has_traffic for each in strata) or started_ms is None
     return replace(
         sums,
         metrics=metrics,
@@ -278,11 +283,9 @@ def _bin(
         known=known,
         first=first,
         first_errors=first_errors,
-        silent=0 if got[0] or started_ms is None else sums.silent + 1,
-        awaited=0.0
-        if got[0] or started_ms is None
-        else sums.awaited + got[1] * arms.candidate / max(arms.baseline, 1),
-        silent_baseline=0 if got[1] or started_ms is None else sums.silent_baseline + 1,
+        silent=0 if is_there else sums.silent + 1,
+        awaited=0.0 if is_there else sums.awaited + in_baseline * arms.candidate / max(arms.baseline, 1),
+        silent_baseline=0 if is_baseline_there else sums.silent_baseline + 1,
     ), arms
 
 
