@@ -375,6 +375,20 @@ def test_a_watcher_hears_of_its_own_namespace_only(store: PostgresStore, postgre
     elsewhere.close()
 
 
+def test_a_watcher_hears_what_is_said_while_it_looks_for_itself(
+    store: PostgresStore, url: str, other: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    with store.watch() as watcher, psycopg.connect(url) as busy:
+        busy.execute("LOCK TABLE deployment")  # whoever looks waits for the answer
+        watcher._look_at = 0.0
+        with meanwhile(lambda: watcher.wait(1.0)) as came:
+            until(lambda: waiting(busy))
+            other.execute("SELECT pg_notify('deploy_gates', current_schema())")
+            busy.rollback()
+
+    assert came == [True]
+
+
 def test_a_watcher_finds_what_was_never_said(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "LOOK_EVERY_S", 0.2)
     digest = a_release(store)

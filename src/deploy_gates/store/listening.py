@@ -35,6 +35,8 @@ class PostgresWatcher:
         self._url = connections.url
         self._process = os.getpid()
         self._connection = connections.connect()
+        self._said: set[str] = set()
+        self._connection.add_notify_handler(lambda told: self._said.add(told.payload))
         self._woken, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         try:
@@ -63,6 +65,7 @@ class PostgresWatcher:
                     if found != self._seen:
                         self._seen = found
                         return True
+                    continue  # what was said meanwhile is here already, and nothing more may come
                 left_s = min(deadline, self._look_at) - time.monotonic()
                 ready = {key.fileobj for key, _ in self._selector.select(max(0.0, left_s))}
                 if self._woken in ready:
@@ -105,12 +108,15 @@ class PostgresWatcher:
             self._connection.execute(f"UNLISTEN {probe}")
 
     def _heard(self) -> set[str]:
-        """What was said since the last time."""
+        """What was said since the last time.
+
+        What arrives together with the answer to a query is taken by psycopg, which passes it on.
+        """
         line = self._connection.pgconn
         line.consume_input()
-        heard = set()
-        while (said := line.notifies()) is not None:
-            heard.add(said.extra.decode())
+        while (told := line.notifies()) is not None:
+            self._said.add(told.extra.decode())
+        heard, self._said = self._said, set()
         return heard
 
     def _look(self) -> tuple[str, int]:
