@@ -255,16 +255,21 @@ def test_users_whose_time_is_not_over_are_waited_for(canary: Released) -> None:
     assert look.decision.arms.unfinished == 20
 
 
-@pytest.mark.parametrize(("failing", "is_over"), [(70, True), (40, False)])
+@pytest.mark.parametrize(
+    ("failing", "of_baseline", "is_over"), [(70, 0, True), (40, 0, False), (70, 200, False)]
+)
 def test_the_hard_limit_does_not_wait_for_users_whose_time_is_not_over(
-    canary: Released, failing: int, is_over: bool
+    canary: Released, failing: int, of_baseline: int, is_over: bool
 ) -> None:
     canary.serve(-60, 0)
     for arm, n in ((Arm.BASELINE, 380), (Arm.CANDIDATE, 120)):
         canary.send(
             canary.tally(0, arm, n // 2, revision=canary.canary, unit=Unit.USER, finished=0, errors=0)
         )
-    canary.send(canary.tally(0, Arm.CANDIDATE, 120, revision=canary.canary, errors=failing))
+    canary.send(
+        canary.tally(0, Arm.BASELINE, 380, revision=canary.canary, errors=of_baseline),
+        canary.tally(0, Arm.CANDIDATE, 120, revision=canary.canary, errors=failing),
+    )
 
     looks = []
     for look in canary.watch():

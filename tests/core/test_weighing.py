@@ -361,6 +361,15 @@ def test_the_first_errors_are_a_hard_limit() -> None:
     assert found.reason == "errors reached the hard limit: 5 of the candidate's first 6 requests failed"
 
 
+@pytest.mark.parametrize(("errors", "action"), [(9, Action.ROLLBACK), (60, Action.CONTINUE)])
+def test_an_outage_of_both_arms_is_not_the_candidates(errors: int, action: Action) -> None:
+    every = [*traffic(0, seed=14), tally(Arm.BASELINE, 0, 95, errors=errors)]
+
+    found = looked(QUICK, [*every, tally(Arm.CANDIDATE, 0, 10, errors=5)])
+
+    assert found.action is action
+
+
 def test_five_errors_of_many_are_no_hard_limit() -> None:
     every = [
         *traffic(0, seed=14),

@@ -19,7 +19,7 @@ from deploy_gates.core.canonical import restored
 from deploy_gates.core.errors import DeployGatesError, Refusal, Refused
 from deploy_gates.core.promotion import Deployment, Event, Kind
 from deploy_gates.core.tally import BIN_MS, Arm, Tally, Unit
-from deploy_gates.core.weighing import weigh
+from deploy_gates.core.weighing import LIMIT_BASELINE_PART, weigh
 from deploy_gates.store import Store
 
 BEFORE_MS = 60_000
@@ -247,7 +247,7 @@ class _Watching:
     """The beginning of the first bin that is not weighed yet."""
     decision: Decision | None = None
     early: Sequence[Tally] = ()
-    """What the candidate got, by request and by user, before its first users can be judged."""
+    """What both got, by request and by user, before the candidate's first users can be judged."""
     read_ms: int = field(init=False)
     """When tallies could be read for the last time."""
 
@@ -288,24 +288,26 @@ class _Watching:
         """Whether the hard limit is reached before the first users are counted, whose time takes longer.
 
         At least half of all calls that the candidate's first users began have failed, by the limits of the
-        plan. One user alone does not do that.
+        plan, and not the baseline's. One user alone does not do that.
         """
-        users = started = errors = 0
-        for start_ms in sorted({each.start_ms for each in self.early}):
-            found = [each for each in self.early if each.start_ms == start_ms]
-            users += sum(each.started for each in found if each.unit is Unit.USER)
-            requests = [each for each in found if each.unit is Unit.REQUEST]
-            started += sum(each.started for each in requests)
-            errors += sum(each.errors for each in requests)
+        users = 0
+        started, errors = dict.fromkeys(Arm, 0), dict.fromkeys(Arm, 0)
+        for start_ms in sorted({each.start_ms for each in self.early if each.arm is Arm.CANDIDATE}):
+            for each in self.early:
+                if each.start_ms == start_ms and each.unit is Unit.REQUEST:
+                    started[each.arm] += each.started
+                    errors[each.arm] += each.errors
+                elif each.start_ms == start_ms and each.arm is Arm.CANDIDATE:
+                    users += each.started
             if users >= self.plan.limit_requests:
                 break
         limit = self.plan.limit_errors / self.plan.limit_requests
-        if users < self.plan.limit_requests or errors < max(self.plan.limit_errors, limit * started):
+        failed = errors[Arm.CANDIDATE] >= max(self.plan.limit_errors, limit * started[Arm.CANDIDATE])
+        both = errors[Arm.BASELINE] > LIMIT_BASELINE_PART * limit * started[Arm.BASELINE]
+        if users < self.plan.limit_requests or not failed or both:
             return ""
-        return (
-            f"{ERRORS} reached the hard limit: {errors:,} of {started:,} requests of the candidate's first "
-            f"users failed"
-        )
+        of = f"{errors[Arm.CANDIDATE]:,} of {started[Arm.CANDIDATE]:,} requests"
+        return f"{ERRORS} reached the hard limit: {of} of the candidate's first users failed"
 
     def _look(
         self, *, has_ended: bool = False, moved: str = "", stale_s: float = 0.0, problem: str = ""
@@ -363,7 +365,7 @@ class _Watching:
                 self.decision, self.next_ms = None, self.running.since_ms
                 return self._read()
         is_first = self.unit is Unit.USER and (self.decision is None or self.decision.started_ms is None)
-        self.early = [each for each in found if is_first and each.arm is Arm.CANDIDATE]
+        self.early = found if is_first else ()
         return list(self._counted(found))
 
     def _counted(self, tallies: Sequence[Tally]) -> Iterator[Tally]:

@@ -50,6 +50,9 @@ SPLIT_LIMIT = math.log(1000)
 """At this evidence against the declared share, nothing is promoted: requests get lost or counted twice."""
 AWAITED_LEAST = 5.0
 """No request where so many were to be expected happens seven times in a thousand."""
+LIMIT_BASELINE_PART = 0.2
+"""The hard limit is for a candidate that fails by itself: where the baseline fails meanwhile at more than
+this part of its rate, as when a provider is down, the statistics compare the two."""
 DROPPED_MAX = 0.01
 """If clients lost more than this part of their outcomes, nothing is promoted."""
 UNKNOWN_LEAST = 5
@@ -101,6 +104,9 @@ class Sums:
     first: int = 0
     first_errors: int = 0
     """The candidate's first units, up to the hard limit, and how many of them failed."""
+    meanwhile: int = 0
+    meanwhile_errors: int = 0
+    """The same of the baseline, in the same bins."""
     known: Mapping[str, Known] = field(default_factory=dict)
     """Of latency and cost, what should be known of each request that ended well."""
     silent: int = 0
@@ -253,6 +259,7 @@ def _bin(
     metrics = dict(sums.metrics)
     split, known = dict(sums.split), dict(sums.known)
     first, first_errors = sums.first, sums.first_errors
+    meanwhile, meanwhile_errors = sums.meanwhile, sums.meanwhile_errors
     for stratum in strata:
         warm = started_ms is not None and stratum.start_ms - started_ms < plan.warm_up_s * 1000
         baseline, candidate = stratum.baseline, stratum.candidate
@@ -273,6 +280,8 @@ def _bin(
             split[stratum.revision] = (in_candidate + candidate.n, in_baseline + baseline.n)
         if first < plan.limit_requests:
             first, first_errors = first + candidate.n, first_errors + candidate.errors
+            if started_ms is not None:
+                meanwhile, meanwhile_errors = meanwhile + baseline.n, meanwhile_errors + baseline.errors
     in_baseline = sum(each.baseline.n for each in strata)
     is_there = any(each.candidate.has_traffic for each in strata) or started_ms is None
     is_baseline_there = any(each.baseline.has_traffic for each in strata) or started_ms is None
@@ -283,6 +292,8 @@ def _bin(
         known=known,
         first=first,
         first_errors=first_errors,
+        meanwhile=meanwhile,
+        meanwhile_errors=meanwhile_errors,
         silent=0 if is_there else sums.silent + 1,
         awaited=0.0 if is_there else sums.awaited + in_baseline * arms.candidate / max(arms.baseline, 1),
         silent_baseline=0 if is_baseline_there else sums.silent_baseline + 1,
@@ -346,7 +357,7 @@ def _verdict(
     plan, sums = draft.plan, draft.sums
     if draft.started_ms is None:
         return Action.HOLD, "the candidate got no request yet", ()
-    if sums.first_errors >= max(plan.limit_errors, sums.first * plan.limit_errors / plan.limit_requests):
+    if _is_beyond_limit(plan, sums):
         why = (
             f"{ERRORS} reached the hard limit: {sums.first_errors:,} of the candidate's first {sums.first:,} "
             f"{plan.unit}s failed"
@@ -375,6 +386,14 @@ def _verdict(
     final = plan.then if plan.on_inconclusive is Inconclusive.EXTEND else plan.on_inconclusive
     why = f"undecided after {draft.elapsed_s:.0f} s: {open_points}"
     return (Action.ROLLBACK if final is Inconclusive.ROLLBACK else Action.HOLD), why, ("undecided",)
+
+
+def _is_beyond_limit(plan: Plan, sums: Sums) -> bool:
+    """Whether the hard limit is reached, and it is no outage of both arms."""
+    limit = plan.limit_errors / plan.limit_requests
+    if sums.first_errors < max(plan.limit_errors, sums.first * limit):
+        return False
+    return sums.meanwhile_errors <= LIMIT_BASELINE_PART * limit * sums.meanwhile
 
 
 def _extended(draft: Decision) -> str:
