@@ -401,7 +401,12 @@ def fleet_of(clients: int, address: str, token: str, last: int) -> Iterator[list
         for each in processes:
             assert each.stdout is not None
             assert each.stdout.readline() == "ready\n"
-        yield processes
+        try:
+            yield processes
+        except BaseException:
+            for each in processes:  # they would wait for a revision that does not come
+                each.kill()
+            raise
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class Server:
                 [
                     str(self.programs / "postgres"),
                     *("-D", str(self.folder / "data"), "-p", str(self.port), "-h", "127.0.0.1"),
-                    *("-k", str(self.folder), "-c", "max_connections=300", "-c", "shared_buffers=64MB"),
+                    *("-k", str(self.folder), "-c", "max_connections=400", "-c", "shared_buffers=64MB"),
                 ],
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -19,6 +19,7 @@ from deploy_gates.core.release import Act, Release, Status, Terms
 from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally
 from deploy_gates.server.description import openapi
 from deploy_gates.store import Store, open_store
+from deploy_gates.store.sqlite import SqliteStore
 from deploy_gates.testing import POLICY, a_document, a_record, a_release
 
 ENVIRONMENT = "/v1/environments/development"
@@ -423,6 +424,21 @@ def test_garbage_and_slow_clients_leave_the_server_as_it_was(server: Server) -> 
 
     assert answered.startswith(b"HTTP/1.1 400")
     assert healthy == server.ask("GET", "/healthz").status == 200
+
+
+def test_what_goes_wrong_within_is_told_to_the_log_and_to_nobody_else(store: Store, server: Server) -> None:
+    assert isinstance(store, SqliteStore)
+    other = a_token(store, Scope.READ)
+    store._run("UPDATE token SET scopes = 'everything' WHERE id = :id", {"id": other.split("_")[1]})
+
+    said = server.ask("GET", "/v1/status", token=other)
+    healthy = server.ask("GET", "/v1/status").status
+    server.process.terminate()
+    _, log = server.process.communicate(timeout=20)
+
+    assert (said.status, healthy) == (500, 200)
+    assert said.json == {"error": "the server could not do that; its log says why", "hint": ""}
+    assert "'everything' is not a valid Scope" in log
 
 
 # --- Survival -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -207,16 +208,36 @@ def test_a_store_that_may_not_grow_says_that_its_disk_is_full(store: SqliteStore
     assert promoted(store, digest) == 1  # there is room for so little
 
 
+def write_megabytes(store: SqliteStore, megabytes: int) -> int:
+    """Write so much; the size of the write-ahead log then."""
+    for at in range(20 * megabytes):
+        served = Acknowledgement(config="c", revision=at, age_ms=0, reason=f"{at} " * 12_500)
+        store.acknowledge("i", "n", "development", [served])
+    return store.path.with_name(f"{store.path.name}-wal").stat().st_size
+
+
 def test_the_write_ahead_log_stays_bounded_though_nobody_checkpoints_on_the_side(store: SqliteStore) -> None:
-    log = store.path.with_name(f"{store.path.name}-wal")
-    reason = "x" * 50_000
+    assert write_megabytes(store, 20) < 3 * sqlite.WAL_MAX_BYTES
 
-    for at in range(400):
-        store.acknowledge(
-            "i", "n", "development", [Acknowledgement(config="c", revision=at, age_ms=0, reason=reason)]
-        )
 
-    assert log.stat().st_size < 3 * sqlite.WAL_MAX_BYTES
+def test_while_one_process_checkpoints_no_other_one_does(store: SqliteStore) -> None:
+    with store.path.with_name(f"{store.path.name}-checkpoint").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        meanwhile = write_megabytes(store, 20)
+    pages = store._read(lambda connection: connection.execute("PRAGMA page_count").fetchone()[0])
+    write_megabytes(store, 4)  # the lock is free again: what is in the log moves to the file
+
+    assert meanwhile > 16 * 2**20
+    assert store.path.stat().st_size >= pages * 4_096
+
+
+@pytest.mark.parametrize(("version", "warned"), [((3, 40, 1), 1), ((3, 51, 2), 1), ((3, 51, 3), 0)])
+def test_an_sqlite_that_may_corrupt_files_is_warned_of(
+    store: SqliteStore, version: tuple[int, ...], warned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlite3.sqlite_version_info", version)
+
+    assert ["fixed in 3.51.3" in each for each in store.warnings()] == [True] * warned
 
 
 @pytest.mark.parametrize("content", [b"no database at all " * 100, b"SQLite format 3\0" + b"\xff" * 4000])
