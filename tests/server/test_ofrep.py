@@ -132,6 +132,7 @@ def test_everything_at_once_has_an_etag(server: Server) -> None:
     ("path", "body", "status", "code"),
     [
         (f"{EVERY}/nowhere", {}, 404, "FLAG_NOT_FOUND"),
+        (f"{EVERY}/%0Ano/where%0A", {}, 404, "FLAG_NOT_FOUND"),
         (f"{FLAG}.messages", {}, 404, "FLAG_NOT_FOUND"),
         (FLAG, b"{", 400, "PARSE_ERROR"),
         (FLAG, {"context": 7}, 400, "INVALID_CONTEXT"),

@@ -10,6 +10,7 @@ import hashlib
 import json
 
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,8 +35,23 @@ def routes(client: ConfigClient) -> list[Route]:
     ofrep = _Ofrep(client)
     return [
         Route("/ofrep/v1/evaluate/flags", ofrep.every, methods=["POST"]),
-        Route("/ofrep/v1/evaluate/flags/{flag:path}", ofrep.one, methods=["POST"]),
+        Route("/ofrep/v1/evaluate/flags/{flag:any}", ofrep.one, methods=["POST"]),
     ]
+
+
+class _Any(Convertor[str]):
+    """Whatever stands there, line breaks too: a flag nobody knows is answered in the words of OFREP."""
+
+    regex = "(?s:.+)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _Any())
 
 
 class _Ofrep:
