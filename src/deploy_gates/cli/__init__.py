@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from deploy_gates import __version__
-from deploy_gates.cli import canary, deliveries, demo, record, repository, ship
+from deploy_gates.cli import canary, deliveries, demo, golden, record, repository, ship
 from deploy_gates.cli import credits as ledger
 from deploy_gates.cli.frame import DONE, REFUSED, UNAVAILABLE, USAGE, print_json
 from deploy_gates.core.errors import DeployGatesError, EnvelopeError, Refused, StoreError
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     repository.add(commands)
     ship.add(commands)
+    golden.add(commands)
     record.add(commands)
     canary.add(commands)
     ledger.add(commands)

@@ -27,7 +27,7 @@ from deploy_gates.report.values import (
 ROWS_MAX = 1_000
 REASONS_MAX = 100
 TEXT_MAX_CHARS = 4_000
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Whatever a text may smuggle in, the browser loads and runs nothing."""
 _CLASSES = {
     Verdict.PASS: "pass",
@@ -47,9 +47,9 @@ def html(run: RunReport) -> str:
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         f"<title>{_said(f'{run.word}: {names}')} – deploy gates</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         "</head>",
         "<body>",
         *_header(run),
@@ -250,7 +250,7 @@ def _prose(text: str) -> str:
     return "".join(f"<code>{_said(part)}</code>" if at % 2 else _said(part) for at, part in enumerate(parts))
 
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #fff; --dim: #59636e; --line: #d1d9e0;
   --tint: #f6f8fa; --pass: #1a7f37; --fail: #cf222e; --unknown: #8a5a00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --dim: #9aa4ae;
