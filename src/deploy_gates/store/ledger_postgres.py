@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, LiteralString
 
@@ -101,11 +102,11 @@ class PostgresLedger:
     # --- Transactions ---------------------------------------------------------------------------
 
     def apply(self, asked: Sequence[Transaction]) -> list[Answer]:
-        columns = _columns(asked)
+        spelled = _spelled(asked)
 
         def run(connection: Connection) -> list[tuple[Any, ...]]:
             with connection.cursor(row_factory=tuple_row) as cursor:
-                return cursor.execute(_APPLY, columns).fetchall()
+                return cursor.execute(_APPLY, (spelled,)).fetchall()
 
         rows = self._store.read_all(run)
         answers: list[Answer | None] = [None] * len(asked)
@@ -188,35 +189,37 @@ class PostgresLedger:
 _APPLY = """
 SELECT place, refused, needed, wait_us, limited_model, replayed,
     available, reserved, spent, issued, uncovered, (made).*
-FROM credits_apply(
-    '{}'::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
-    %s::text[], %s::text[], %s::text[], %s::text[],
-    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+FROM credits_apply('{}', %s::json)
 """
 
 _OLDEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq LIMIT %s"
 _NEWEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq DESC LIMIT %s"
 
 
-def _columns(asked: Sequence[Transaction]) -> list[list[Any]]:
-    """What is asked for, one list for each parameter of the function."""
-    return [
-        [each.organisation for each in asked],
-        [each.id for each in asked],
-        [each.kind.value for each in asked],
-        [each.reservation for each in asked],
-        [each.model for each in asked],
-        [each.price for each in asked],
-        [each.content for each in asked],
-        [each.actor for each in asked],
-        [each.note for each in asked],
-        [each.amount for each in asked],
-        [each.usage.input_tokens for each in asked],
-        [each.usage.cached_input_tokens for each in asked],
-        [each.usage.output_tokens for each in asked],
-        [each.usage.reasoning_tokens for each in asked],
-        [each.hold_ms for each in asked],
-    ]
+def _spelled(asked: Sequence[Transaction]) -> str:
+    """What is asked for, for the function: one text is sent faster than a dozen arrays."""
+    return json.dumps(
+        [
+            {
+                "organisation": each.organisation,
+                "id": each.id,
+                "kind": each.kind.value,
+                "reservation": each.reservation,
+                "model": each.model,
+                "price": each.price,
+                "content": each.content,
+                "actor": each.actor,
+                "note": each.note,
+                "base": each.amount,
+                "input": each.usage.input_tokens,
+                "cached": each.usage.cached_input_tokens,
+                "output": each.usage.output_tokens,
+                "reasoning": each.usage.reasoning_tokens,
+                "hold_ms": each.hold_ms,
+            }
+            for each in asked
+        ]
+    )
 
 
 def _answer(asked: Transaction, row: Sequence[Any]) -> Answer:

@@ -243,9 +243,7 @@ $$;
 
 CREATE FUNCTION credits_apply(
     sweeping TEXT[], -- organisations that are freed of what has expired, whatever else is asked
-    asked_organisations TEXT[], ids TEXT[], kinds TEXT[], reservations TEXT[], models TEXT[], prices TEXT[],
-    contents TEXT[], actors TEXT[], notes TEXT[], amounts BIGINT[], inputs BIGINT[], cached BIGINT[],
-    outputs BIGINT[], reasonings BIGINT[], holds_ms BIGINT[])
+    asked JSON)
 RETURNS TABLE (
     place BIGINT, made entry, refused TEXT, needed BIGINT, wait_us BIGINT, limited_model TEXT, replayed BOOLEAN,
     available BIGINT, reserved BIGINT, spent BIGINT, issued BIGINT, uncovered BIGINT)
@@ -262,9 +260,13 @@ DECLARE
     origin RECORD;
     at_ms BIGINT;
     at_us BIGINT;
+    asked_organisations TEXT[];
+    reservations TEXT[];
     amount BIGINT;
     held BIGINT;
     lacking BIGINT;
+    is_reserving BOOLEAN := false;
+    is_closing BOOLEAN := false;
     tokens BIGINT;
     of_model TEXT;
     -- The rate limits of that organisation, one place for each.
@@ -277,6 +279,10 @@ DECLARE
     worst_us BIGINT;
     worst INT;
 BEGIN
+    SELECT coalesce(array_agg(DISTINCT a.organisation), '{}'),
+        coalesce(array_agg(a.reservation) FILTER (WHERE a.reservation <> ''), '{}')
+    INTO asked_organisations, reservations
+    FROM json_to_recordset(asked) AS a (organisation TEXT, reservation TEXT);
     PERFORM 1 FROM organisation WHERE id = ANY (asked_organisations || sweeping) ORDER BY id FOR UPDATE;
     at_ms := now_ms();
     at_us := at_ms * 1000;
@@ -285,10 +291,10 @@ BEGIN
         SELECT asked.*, o AS org, r.amount AS open_amount, r.tokens AS open_tokens, r.model AS open_model,
             r.id AS open_id, before AS before, before.seq AS before_seq
         FROM (
-            SELECT * FROM unnest(
-                asked_organisations, ids, kinds, reservations, models, prices, contents, actors, notes, amounts,
-                inputs, cached, outputs, reasonings, holds_ms)
-            WITH ORDINALITY AS a (
+            SELECT * FROM ROWS FROM (json_to_recordset(asked) AS (
+                organisation TEXT, id TEXT, kind TEXT, reservation TEXT, model TEXT, price TEXT, content TEXT,
+                actor TEXT, note TEXT, base BIGINT, input BIGINT, cached BIGINT, output BIGINT, reasoning BIGINT,
+                hold_ms BIGINT)) WITH ORDINALITY AS a (
                 organisation, id, kind, reservation, model, price, content, actor, note, base, input, cached, output,
                 reasoning, hold_ms, place)
             UNION ALL ( -- what nobody has closed in time, unless somebody does just now
@@ -456,6 +462,8 @@ BEGIN
             org.seq := e.seq;
             org.head := e.hash;
             entries := entries || e;
+            is_reserving := is_reserving OR e.kind = 'reserve';
+            is_closing := is_closing OR e.kind IN ('post', 'void', 'expire');
             made := e;
         END IF;
         available := org.available; reserved := org.reserved; spent := org.spent;
@@ -480,11 +488,15 @@ BEGIN
     FROM unnest(changed) AS c
     WHERE o.id = c.id AND o.seq <> c.seq;
     INSERT INTO entry SELECT n.* FROM unnest(entries) AS n;
-    DELETE FROM reservation AS r USING unnest(entries) AS n
-    WHERE n.kind IN ('post', 'void', 'expire') AND r.organisation = n.organisation AND r.id = n.reservation;
-    INSERT INTO reservation
-    SELECT n.organisation, n.id, n.model, n.amount, n.input_tokens + n.output_tokens, n.expires_at_ms
-    FROM unnest(entries) AS n WHERE n.kind = 'reserve';
+    IF is_closing THEN
+        DELETE FROM reservation AS r USING unnest(entries) AS n
+        WHERE n.kind IN ('post', 'void', 'expire') AND r.organisation = n.organisation AND r.id = n.reservation;
+    END IF;
+    IF is_reserving THEN
+        INSERT INTO reservation
+        SELECT n.organisation, n.id, n.model, n.amount, n.input_tokens + n.output_tokens, n.expires_at_ms
+        FROM unnest(entries) AS n WHERE n.kind = 'reserve';
+    END IF;
 END
 $$;
 
@@ -499,6 +511,5 @@ $$;
 -- Frees what has expired of these organisations: a batch of nothing else.
 
 CREATE FUNCTION credits_expire(of_organisations TEXT[]) RETURNS VOID LANGUAGE sql SET search_path FROM CURRENT AS $$
-    SELECT credits_apply(of_organisations, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
-                         '{}', '{}')
+    SELECT credits_apply(of_organisations, '[]')
 $$;
