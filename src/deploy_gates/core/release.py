@@ -172,6 +172,14 @@ class Promotion:
         last = self.journal[-1] if self.journal else None
         return last.said if last is not None and last.status is Status.HELD else ""
 
+    def is_held_for(self, data: JsonObject) -> bool:
+        """Whether the journal says so last; a `cause` is the same whatever figures are said with it."""
+        last = self.journal[-1] if self.journal else None
+        if last is None or last.status is not Status.HELD:
+            return False
+        cause = data.get("cause")
+        return last.data.get("cause") == cause if cause else last.said == data.get("said")
+
     def is_carried(self, now: datetime) -> bool:
         """Whether a runner has it in hand."""
         return not self.state.is_final and self.lease_until is not None and self.lease_until > now

@@ -338,7 +338,7 @@ class Carrier:
         return promotion
 
     def _write(self, promotion: Promotion, step: Step, came: Came) -> Promotion:
-        if came.status is Status.HELD and promotion.held == str(came.data["said"]):
+        if came.status is Status.HELD and promotion.is_held_for(came.data):
             return promotion
         promotion = self.store.write(promotion, step.act, step.environment, came.status, came.data)
         self.on_move()

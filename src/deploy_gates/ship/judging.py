@@ -74,7 +74,7 @@ def unseen(store: Store, promotion: Promotion, environment: str, now: datetime) 
             f"nobody has reported a request of {promotion.release.config} in {environment} for {minutes} "
             "minutes, so a canary would see nothing"
         )
-        return Came(status=Status.HELD, data={"said": said, "hint": hint})
+        return Came(status=Status.HELD, data={"said": said, "hint": hint, "cause": "no traffic"})
     span_ms = max(each.start_ms for each in baseline) - min(each.start_ms for each in baseline) + BIN_MS
     rate_rps = requests / span_ms * 1000
     plan = replace(judging.plan, mark_s=judging.plan.mark_s * (1 + judging.plan.extensions))
@@ -82,7 +82,7 @@ def unseen(store: Store, promotion: Promotion, environment: str, now: datetime) 
     if found.is_enough:
         return None
     said = f"at {rate_rps:,.3g} requests a second, {'; '.join(canary.outlook(found))}"
-    return Came(status=Status.HELD, data={"said": said, "hint": hint})
+    return Came(status=Status.HELD, data={"said": said, "hint": hint, "cause": "too little traffic"})
 
 
 def decided(look: Look) -> Came:
