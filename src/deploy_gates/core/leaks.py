@@ -75,6 +75,23 @@ _CERTAIN: dict[str, re.Pattern[str]] = {
     ),
 }
 
+_BEGINS: dict[str, tuple[str, ...]] = {
+    "an OpenAI key": ("sk-",),
+    "an Anthropic key": ("sk-ant-",),
+    "an OpenRouter key": ("sk-or-",),
+    "an AWS access key id": ("AKIA", "ASIA"),
+    "a GitHub token": ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+    "a GitLab token": ("glpat-",),
+    "a Google API key": ("AIza",),
+    "a Slack token": ("xox", "xapp-"),
+    "a Stripe key": ("k_live_", "k_test_", "whsec_"),
+    "a Hugging Face token": ("hf_",),
+    "a Groq key": ("gsk_",),
+    "a JSON Web Token": ("eyJ",),
+    "a private key": ("-----BEGIN ",),
+}
+"""One of these stands in every such key: a text without them need not be looked through letter by letter."""
+
 _NAME = r"(?:api[_-]?key|(?:access|account|private)[_-]?key|secret|token|passwd|password|credentials?)"
 _NAMED = "a literal beside the name of a key"
 _LIKELY: dict[str, re.Pattern[str]] = {
@@ -89,6 +106,8 @@ _LIKELY: dict[str, re.Pattern[str]] = {
 
 def _matches(forms: dict[str, re.Pattern[str]], text: str) -> Iterator[tuple[str, re.Match[str]]]:
     for kind, form in forms.items():
+        if not any(begin in text for begin in _BEGINS.get(kind, ("",))):
+            continue
         for match in form.finditer(text):
             if not _is_placeholder(_secret(match)) and (kind != _NAMED or _is_random(_secret(match))):
                 yield kind, match

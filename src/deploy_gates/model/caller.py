@@ -55,10 +55,12 @@ SLOW_DOWN = 1.0
 LATE_SHARE = 0.5
 """Answers that take more than this share of their timeout say that fewer should be asked at once."""
 SECOND_AFTER = 6.0
-"""So many times what 95 % of the answers took, and a call is made a second time."""
+"""So many times what 90 % of the answers took, and a call is made a second time."""
 SECOND_MIN_S = 0.5
 SECOND_MAX_SHARE = 0.1
 """Of all calls, and of those under way, so many at most are second ones."""
+SECOND_AGAIN_S = 0.1
+"""Where there is no room for a second call now, there may be in so long."""
 MEASURED_MAX = 200
 MEASURED_MIN = 20
 STOP_WITHIN_S = 0.9
@@ -105,6 +107,7 @@ class Caller:
         self._denied = 0
         self._given_up = 0
         self._took_s: deque[float] = deque(maxlen=MEASURED_MAX)
+        self._measured = 0
         self._second_after_s: float | None = None
         self._seconds = self._seconds_now = 0
         self._loop = asyncio.new_event_loop()
@@ -262,7 +265,6 @@ class Caller:
             is_late = result.latency_s > LATE_SHARE * self._endpoint.timeout_s
             change = -SLOW_DOWN if is_late else SPEED_UP
             self._limit = max(1.0, min(float(self._in_flight), self._limit + change))
-            self._measure(result.latency_s)
             return
         if result.is_throttled or result.is_late:
             self._limit = max(1.0, self._limit - SLOW_DOWN)
@@ -275,8 +277,9 @@ class Caller:
     def _measure(self, took_s: float) -> None:
         """Learn from time to time what is far longer than usual."""
         self._took_s.append(took_s)
-        if len(self._took_s) >= MEASURED_MIN and self._answered % MEASURED_MIN == 0:
-            usual_s = sorted(self._took_s)[len(self._took_s) * 95 // 100]
+        self._measured += 1
+        if self._measured % MEASURED_MIN == 0:
+            usual_s = sorted(self._took_s)[len(self._took_s) * 9 // 10]
             self._second_after_s = max(SECOND_MIN_S, SECOND_AFTER * usual_s)
 
     def _give_up(self, last: Failed, calls: _Calls, *, is_silent: bool) -> Failed:
@@ -362,25 +365,25 @@ class Caller:
 
     async def _first(self, calls: _Calls, began: float) -> Answer:
         """The answer of this call, or of a second one where this takes too long: whichever is first."""
-        if self._second_after_s is None:
-            return await self._post(calls.job.question, began)
         second = _Second(self, calls, began)
-        timer = self._loop.call_later(self._second_after_s, second.begin)
         try:
-            return await self._post(calls.job.question, began)
+            answer = await self._post(calls.job.question, began)
+            self._measure(self._clock() - began)  # not of second ones: by them nothing would be slow any more
+            return answer
         except asyncio.CancelledError:
             if second.answer is None:
                 raise
             second.asking.uncancel()
             return second.answer
         finally:
-            timer.cancel()
             second.end()
 
-    def may_be_second(self) -> bool:
-        """Whether there is room for a second call: they are to help few, and to burden nobody."""
+    def may_be_second(self, took_s: float) -> bool:
+        """Whether a call takes too long by now, and there is room for a second one: they are to be few."""
         return (
-            self._ended is None
+            self._second_after_s is not None
+            and took_s >= self._second_after_s
+            and self._ended is None
             and self._seconds < SECOND_MAX_SHARE * (self._answered + MEASURED_MIN)
             and self._seconds_now < max(1.0, SECOND_MAX_SHARE * self._limit)
         )
@@ -418,10 +421,12 @@ class _Second:
         self._began = began
         self._task: asyncio.Task[Answer] | None = None
         self._is_over = False
+        self._timer = caller._loop.call_later(SECOND_MIN_S, self._begin)
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         caller = self._caller
-        if not caller.may_be_second():
+        if not caller.may_be_second(caller._clock() - self._began):
+            self._timer = caller._loop.call_later(SECOND_AGAIN_S, self._begin)
             return
         caller._seconds += 1
         caller._seconds_now += 1
@@ -438,6 +443,7 @@ class _Second:
 
     def end(self) -> None:
         self._is_over = True
+        self._timer.cancel()
         if self._task is not None and not self._task.done():
             self._task.cancel()
 
