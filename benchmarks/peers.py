@@ -133,7 +133,7 @@ print(sum(each.success for each in result.test_results), "passed of", len(result
         """
 from inspect_ai import Task, eval as run
 from inspect_ai.dataset import Sample
-from inspect_ai.model import GenerateConfig, ResponseSchema
+from inspect_ai.model import ResponseSchema
 from inspect_ai.scorer import Score, accuracy, scorer
 from inspect_ai.solver import generate, system_message
 from inspect_ai.util import json_schema, JSONSchema
@@ -146,8 +146,7 @@ task = Task(dataset=[Sample(input=text, target=wanted, id=at) for at, (text, wan
             solver=[system_message(SYSTEM), generate()], scorer=category())
 schema = ResponseSchema(name="output", strict=True, json_schema=JSONSchema(**{
     k: v for k, v in SCHEMA.items() if k in ("type", "properties", "required", "additionalProperties")}))
-config = GenerateConfig(temperature=0, max_tokens=200, max_connections=100, response_schema=schema)
-log, = run(task, model="openai/our-7b", config=config, max_connections=100, max_samples=100, display="none",
+log, = run(task, model="openai/our-7b", max_connections=100, max_samples=100, display="none",
            log_realtime=False, model_args={"responses_api": False}, temperature=0, max_tokens=200,
            response_schema=schema)
 print(log.status, log.results.scores[0].metrics["accuracy"].value if log.results else log.error)
