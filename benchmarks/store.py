@@ -29,6 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import psutil
+
 import engines
 from deploy_gates import runner
 from deploy_gates.client import ConfigClient
@@ -436,6 +438,8 @@ def rolled_back(promoter: Promoter, url: str, address: str, token: str, clients:
     promoter.store.release(promoter.lease)
     with fleet_of(clients, address, token, promoter.revision + 1) as processes:
         command = (sys.executable, "-m", "deploy_gates", "rollback", CONFIG, "--env=development")
+        while sum(each.revision == promoter.revision for each in promoter.store.instances()) < clients:
+            time.sleep(0.1)  # they have just started, and are still busy with that
         began = time.monotonic()
         subprocess.run([*command, "--store", url], stdout=subprocess.DEVNULL, check=True)
         arrivals = []
@@ -546,17 +550,28 @@ def ofrep(urls: dict[str, str], scratch: Path, rounds: int) -> None:
         promoter.move()
     promoter.store.close()
     with server(urls["sqlite"]) as (address, token):
+        (process,) = (each for each in psutil.Process().children() if "serve" in each.cmdline())
         host, _, port = address.rpartition("/")[2].partition(":")
         for connections in (1, 16):
+            before = process.cpu_times()
             done = subprocess.run(
                 [sys.executable, "-c", LOAD, host, port, token, "5", str(connections)],
                 capture_output=True,
                 text=True,
                 check=True,
             )
+            after = process.cpu_times()
             rate, p50, p99 = json.loads(done.stdout)
             said = judged(-rate, Target(must=-2_000, stretch=-5_000)) if connections > 1 else f"{rate:,.0f}"
             row(f"{connections} connections", ms(p50), ms(p99), said)
+        # What a core with nothing else to do would take.
+        spent_s = after.user + after.system - before.user - before.system
+        row(
+            "processor time of the server",
+            f"{spent_s / rate / 5 * 1e6:.0f} µs",
+            "",
+            f"{rate * 5 / spent_s:,.0f}",
+        )
 
 
 # --- Saying it ----------------------------------------------------------------------------------

@@ -473,9 +473,8 @@ def test_a_store_that_hangs_keeps_nobody_waiting(clock: Clock) -> None:
         measuring.close(0.1)
         took_s = time.monotonic() - began
 
-        assert calls_s < 0.5
+        assert calls_s < took_s < 5  # whoever waited for the store would wait for thirty seconds
         assert not is_flushed
-        assert took_s < 2
     finally:
         go_on.set()
         thread_ended(measuring)
