@@ -170,7 +170,7 @@ for client in clients:
     client.close()
 """
 CLIENTS, PROCESSES = 50, 5
-ARRIVES_WITHIN_S = 20.0
+ARRIVES_WITHIN_S, STARTS_WITHIN_S = 20.0, 60.0
 
 
 class Fleet:
@@ -192,6 +192,12 @@ class Fleet:
         self._threads = [threading.Thread(target=self._read, args=(each,)) for each in self._processes]
         for thread in self._threads:
             thread.start()
+
+    def gather(self) -> None:
+        """Wait until all of them serve: how long they take to start is nobody's rollback."""
+        with self._changed:
+            everybody = self._changed.wait_for(lambda: len(self._seen) == CLIENTS, STARTS_WITHIN_S)
+        assert everybody, f"only {len(self._seen)} of {CLIENTS} clients serve"
 
     def last(self, revision: int) -> float:
         """When the last of them served this revision or a later one, to everybody alike."""
@@ -262,6 +268,7 @@ def back(urls: Callable[[str], str], asked: argparse.Namespace, scratch: Path) -
 
 def told_back(name: str, fleet: Fleet, way: Rollback, rounds: int) -> None:
     took = []
+    fleet.gather()
     for _ in range(rounds):
         decided, revision = way()
         took.append(fleet.last(revision) - decided)
