@@ -17,12 +17,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -35,6 +35,8 @@ from deploy_gates.store import open_store
 USAGE = Usage(input_tokens=900, output_tokens=120)
 PLENTY = 10**14
 ENGINES = ("postgresql", "sqlite")
+LANES = 32
+"""Coroutines of one process of the campaign."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,50 +298,41 @@ def drawn(number: int, worker: int, names: Sequence[str], open_ids: list[tuple[s
 
 
 def campaign_worker(url: str, worker: int, names: list[str], until: int, journal: str) -> None:
-    """Asks in eight threads, writes down every answer, and goes on after a kill where its journal ends."""
+    """Asks in many coroutines, writes down every answer, and goes on after a kill where its journal ends."""
     path = Path(journal)
-    lanes = 8
-    done: list[set[int]] = [set() for _ in range(lanes)]
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        if line.endswith(b"}"):
-            number = json.loads(line)["n"]
-            done[number % lanes].add(number)
-    bank = Credits(url)
-    with path.open("ab", buffering=0) as log:
+    done: set[int] = set()
+    if path.exists():
+        done = {json.loads(line)["n"] for line in path.read_bytes().splitlines() if line.endswith(b"}")}
+
+    async def lane(asking: AsyncCredits, log: IO[bytes], start: int) -> None:
+        open_ids: list[tuple[str, str]] = []
+        for number in range(start, until, LANES):
+            asked = drawn(number, worker, names, open_ids)
+            # Whether it was answered before or not, its reservations are remembered in the same order.
+            if asked.kind is Kind.RESERVE:
+                open_ids.append((asked.organisation, asked.id))
+                del open_ids[:-20]
+            if number in done:
+                continue
+            entry = (await _patiently(asking, asked)).entry
+            made = None if entry is None else [entry.organisation, entry.seq, entry.amount, entry.hash[:16]]
+            log.write(json.dumps({"n": number, "made": made}).encode() + b"\n")
+
+    async def run(asking: AsyncCredits, log: IO[bytes]) -> None:
+        await asyncio.gather(*(lane(asking, log, start) for start in range(LANES)))
+
+    with Credits(url) as bank, path.open("ab", buffering=0) as log:
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            log.write(b"\n")
-
-        def lane(start: int) -> None:
-            open_ids: list[tuple[str, str]] = []
-            for number in range(start, until, lanes):
-                asked = drawn(number, worker, names, open_ids)
-                # Whether it was answered before or not, its reservations are remembered in the same order.
-                if asked.kind is Kind.RESERVE:
-                    open_ids.append((asked.organisation, asked.id))
-                    del open_ids[:-20]
-                if number in done[start]:
-                    continue
-                answer = _patiently(bank, asked)
-                entry = answer.entry
-                made = (
-                    None if entry is None else [entry.organisation, entry.seq, entry.amount, entry.hash[:16]]
-                )
-                log.write(json.dumps({"n": number, "made": made}).encode() + b"\n")
-
-        threads = [threading.Thread(target=lane, args=(start,)) for start in range(lanes)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-    bank.close()
+            log.write(b"\n")  # the kill came in the midst of a line: that answer is asked for again
+        asyncio.run(run(AsyncCredits(bank), log))
 
 
-def _patiently(bank: Credits, asked: Transaction) -> Answer:
+async def _patiently(asking: AsyncCredits, asked: Transaction) -> Answer:
     while True:
         try:
-            return bank.transact(asked)
+            return await asking.transact(asked)
         except StoreUnavailable:
-            time.sleep(random.uniform(0.01, 0.1))
+            await asyncio.sleep(random.uniform(0.01, 0.1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,6 +99,19 @@ def test_a_call_is_reserved_before_and_posted_after(client: ConfigClient, purse:
     assert audited.faults == ()
 
 
+def test_what_is_deducted_is_what_the_canary_measures(
+    store_url: str, client: ConfigClient, purse: Credits
+) -> None:
+    with client.get("triage").call() as call:
+        call.record(completion())
+    assert client.flush()
+
+    store = open_store(store_url)
+    measured = sum(each.cost_usd.total for each in store.tallies("triage", ENVIRONMENT))
+    store.close()
+    assert round(measured * 1e9) == balance(purse).spent == COST
+
+
 def test_a_call_that_fails_or_is_given_up_is_voided(client: ConfigClient, purse: Credits) -> None:
     config = client.get("triage")
     for error in (ValueError("no answer"), KeyboardInterrupt(), None):

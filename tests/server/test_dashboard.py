@@ -27,6 +27,7 @@ PAGES = (
     "/log?verify=1",
     "/deliveries",
     "/eliminated",
+    "/credits",
     "/sign-in",
 )
 
@@ -47,6 +48,7 @@ def test_an_empty_store_says_what_to_do_next(seen: Window) -> None:
     assert "[tool.deploy_gates.notify]" in said["/deliveries"]
     assert "deploy-gates token create" in said["/sign-in"]
     assert "119" in said["/eliminated"]
+    assert "deploy-gates credits org add" in said["/credits"]
 
 
 def test_environments_say_what_they_serve_since_when_by_whom_and_who_follows(

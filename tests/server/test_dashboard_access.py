@@ -16,7 +16,16 @@ import engines
 from deploy_gates.core.promotion import Scope
 from deploy_gates.store import Store, open_store
 
-PAGES = ("/", "/promotions/1", f"/configs/{CONFIG}", "/log", "/deliveries", "/eliminated", "/live")
+PAGES = (
+    "/",
+    "/promotions/1",
+    f"/configs/{CONFIG}",
+    "/log",
+    "/deliveries",
+    "/eliminated",
+    "/credits",
+    "/live",
+)
 BUTTONS = ("/promotions/1/rollback", "/promotions/1/resume", "/deliveries/again")
 
 

@@ -39,6 +39,7 @@ PAGES = (
     "/log?verify=1",
     "/deliveries",
     "/eliminated",
+    "/credits",
     "/sign-in",
 )
 SQUEEZED = """() => [...document.querySelectorAll('main *')].filter(each => {

@@ -17,9 +17,11 @@ from serving import Server, a_token, serving
 
 import engines
 from deploy_gates.core.canonical import short
+from deploy_gates.core.ledger import Allowance, Kind, Terms, Transaction
 from deploy_gates.core.promotion import Scope
 from deploy_gates.core.release import Promotion
 from deploy_gates.store import Store, open_store
+from deploy_gates.store.ledger import ledger_of
 
 PAGES = (
     "/",
@@ -28,6 +30,8 @@ PAGES = (
     "/log?verify=1",
     "/deliveries",
     "/eliminated",
+    "/credits",
+    "/credits/acme?verify=1",
     "/sign-in",
     "/promotions/77",
 )
@@ -51,11 +55,28 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         promotion = in_canary(store)
         dead_letter(store)
         users(store, promotion)
+        spenders(store)
         token = a_token(store, *Scope)
         with serving(store.url, token, "--no-carry") as server:
             yield Board(store=store, server=server, promotion=promotion, token=token)
     finally:
         store.close()
+
+
+def spenders(store: Store) -> None:
+    """An organisation that has spent more than it had."""
+    ledger = ledger_of(store)
+    limits = (Allowance(rate="tokens_per_day", most=5_000_000),)
+    ledger.add("acme", "Acme", Terms(multiplier_ppm=1_250_000, allowances=limits), "ada")
+    for kind, amount, reservation in (
+        (Kind.GRANT, 1_000_000, ""),
+        (Kind.RESERVE, 800_000, ""),
+        (Kind.POST, 800_080, "t-reserve"),
+    ):
+        asked = Transaction(
+            organisation="acme", id=f"t-{kind}", kind=kind, amount=amount, reservation=reservation
+        )
+        assert ledger.apply([asked])[0].accepted
 
 
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
@@ -133,6 +154,8 @@ def test_everything_but_live_updates_works_without_javascript(board: Board, brow
     assert "VERIFIED" in texts["/log?verify=1"]
     assert "Send again" in texts["/deliveries"]
     assert "119" in texts["/eliminated"]
+    assert "Acme" in texts["/credits"]
+    assert "uncovered 0.0001" in texts["/credits/acme?verify=1"]
 
 
 def test_a_browser_that_is_missing_is_said(tmp_path: Path) -> None:

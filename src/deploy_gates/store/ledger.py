@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 from deploy_gates.core.canonical import spelled
 from deploy_gates.core.cost import Price, Usage
+from deploy_gates.core.errors import Refusal, Refused
 from deploy_gates.core.ledger import (
     Allowance,
     Answer,
@@ -110,6 +111,48 @@ def ledger_of(store: Store) -> Ledger:
 
     assert isinstance(store, PostgresStore), "there are two engines"
     return PostgresLedger(store)
+
+
+# --- Terms ---------------------------------------------------------------------------------------
+
+
+def as_added(found: Organisation, name: str, terms: Terms) -> Organisation:
+    """The organisation that is there already. `Refused` where it is another one."""
+    kept = replace(
+        found.terms, allowances=tuple(replace(each, full_at_us=0) for each in found.terms.allowances)
+    )
+    if (found.name, kept) != (name, sorted_terms(terms)):
+        raise Refused(
+            Refusal.STATE,
+            f"there is an organisation {found.id} already, on other terms, and nothing was changed",
+            hint=f"deploy-gates credits limits {found.id}",
+        )
+    return found
+
+
+def sorted_terms(terms: Terms) -> Terms:
+    """The same terms, with limits in the order in which they are kept."""
+    return replace(
+        terms, allowances=tuple(sorted(terms.allowances, key=lambda each: (each.model, each.rate)))
+    )
+
+
+def checked_terms(id: str, found: Organisation | None, change: Callable[[Terms], Terms]) -> Terms:
+    """What `change` makes of the terms of an organisation. `Refused` where that cannot be."""
+    if found is None:
+        raise Refused(
+            Refusal.UNKNOWN,
+            f"there is no organisation {id}, and nothing was changed",
+            hint="deploy-gates credits org list",
+        )
+    terms = sorted_terms(change(found.terms))
+    if found.balance.available < terms.lowest:
+        raise Refused(
+            Refusal.STATE,
+            f"the balance of {id} is below that limit already, and nothing was changed",
+            hint=f"deploy-gates credits grant {id} …",
+        )
+    return terms
 
 
 # --- Rows ---------------------------------------------------------------------------------------

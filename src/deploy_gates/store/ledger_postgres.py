@@ -27,14 +27,16 @@ from deploy_gates.store.ledger import (
     PAGE,
     Audited,
     allowance_of,
+    as_added,
+    checked_terms,
     entry_of,
     of_entry,
     organisation_of,
     price_of,
     price_spelled,
     reservation_of,
+    sorted_terms,
 )
-from deploy_gates.store.ledger_sqlite import as_added, checked_terms, sorted_terms
 from deploy_gates.store.postgres import PostgresStore
 
 
@@ -111,7 +113,8 @@ class PostgresLedger:
         rows = self._store.read_all(run)
         answers: list[Answer | None] = [None] * len(asked)
         for row in rows:
-            answers[row[0] - 1] = _answer(asked[row[0] - 1], row)
+            if row[0]:  # the others have expired by the way
+                answers[row[0] - 1] = _answer(asked[row[0] - 1], row)
         return [each for each in answers if each is not None]
 
     def sweep(self) -> int:
@@ -244,14 +247,10 @@ def _answer(asked: Transaction, row: Sequence[Any]) -> Answer:
 
 
 def _free(connection: Connection, organisations: list[str]) -> int:
-    """Free what has expired of these: the function does, also when nothing else is asked of it."""
-    before = connection.execute(
-        "SELECT count(*) AS n FROM reservation WHERE organisation = ANY (%s) AND expires_at_ms <= now_ms()",
-        (organisations,),
-    ).fetchone()
-    connection.execute("SELECT credits_expire(%s)", (organisations,))
-    assert before is not None, "a count is a row"
-    return int(before["n"])
+    """Free what has expired of these; how many reservations those were."""
+    freed = connection.execute("SELECT credits_expire(%s) AS n", (organisations,)).fetchone()
+    assert freed is not None, "a count is a row"
+    return int(freed["n"])
 
 
 def _on_terms(

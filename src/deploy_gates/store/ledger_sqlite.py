@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from deploy_gates.core.cost import Price
-from deploy_gates.core.errors import Refusal, Refused
 from deploy_gates.core.ledger import (
     CLOSING,
     Allowance,
@@ -31,6 +29,8 @@ from deploy_gates.store.ledger import (
     PAGE,
     Audited,
     allowance_of,
+    as_added,
+    checked_terms,
     entry_of,
     of_entry,
     organisation_of,
@@ -239,45 +239,6 @@ class SqliteLedger:
 
     def close(self) -> None:
         self._store.close()
-
-
-def as_added(found: Organisation, name: str, terms: Terms) -> Organisation:
-    """The organisation that is there already. `Refused` where it is another one."""
-    kept = replace(
-        found.terms, allowances=tuple(replace(each, full_at_us=0) for each in found.terms.allowances)
-    )
-    if (found.name, kept) != (name, sorted_terms(terms)):
-        raise Refused(
-            Refusal.STATE,
-            f"there is an organisation {found.id} already, on other terms, and nothing was changed",
-            hint=f"deploy-gates credits limits {found.id}",
-        )
-    return found
-
-
-def sorted_terms(terms: Terms) -> Terms:
-    """The same terms, with limits in the order in which they are kept."""
-    return replace(
-        terms, allowances=tuple(sorted(terms.allowances, key=lambda each: (each.model, each.rate)))
-    )
-
-
-def checked_terms(id: str, found: Organisation | None, change: Callable[[Terms], Terms]) -> Terms:
-    """What `change` makes of the terms of an organisation. `Refused` where that cannot be."""
-    if found is None:
-        raise Refused(
-            Refusal.UNKNOWN,
-            f"there is no organisation {id}, and nothing was changed",
-            hint="deploy-gates credits org list",
-        )
-    terms = sorted_terms(change(found.terms))
-    if found.balance.available < terms.lowest:
-        raise Refused(
-            Refusal.STATE,
-            f"the balance of {id} is below that limit already, and nothing was changed",
-            hint=f"deploy-gates credits grant {id} …",
-        )
-    return terms
 
 
 # --- Statements ---------------------------------------------------------------------------------
