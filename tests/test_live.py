@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from project import CATEGORIES, MODEL, Project
+from project import CATEGORIES, MODEL, Project, case
 from servers import Breaks, Drops, Fails, Hangs, Raw, Reply, Request, Says, refused_url, serve
 from test_plugin import gates, run, screen
 
@@ -242,3 +243,88 @@ def test_asking_everything_again_goes_on_where_it_was_broken_off(
     assert (broken_off.ret, resumed.ret, everything.ret) == (1, 0, 0), resumed.stdout.str()
     assert again == 30
     assert server.asked == 30 + 80
+
+
+def by_config(candidate: Callable[[int], bool]) -> Script:
+    """Both configs answer well, but the candidate misses the tickets whose number says so."""
+
+    def script(request: Request) -> Says:
+        number = int(re.findall(r"ticket (\d+)", request.prompt)[-1])
+        is_candidate = "please" in str(request.body["messages"])
+        return Says({"category": "nothing"}) if is_candidate and candidate(number) else right(request)
+
+    return script
+
+
+def many(project: Project, cases: int = 600) -> None:
+    """So many cases in the baseline as well, and no more at once than show that asking stops."""
+    project.git("stash", "-q")
+    project.cases([case(number) for number in range(cases)])
+    table = "[tool.deploy_gates.golden]"
+    project.edit(table, f"[tool.deploy_gates]\nin_flight = 8\n\n{table}", "pyproject.toml")
+    project.commit("many cases")
+    project.git("stash", "pop", "-q")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "verdict"),
+    [(lambda number: number % 3 == 0, "fail"), (lambda number: False, "pass")],
+    ids=["a third is lost", "nothing is lost"],
+)
+def test_asking_stops_as_soon_as_the_verdict_is_certain_and_a_replay_finds_the_same(
+    pytester: pytest.Pytester,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    candidate: Callable[[int], bool],
+    verdict: str,
+) -> None:
+    many(project)
+    with serve(by_config(candidate)) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        live = run(pytester)
+    monkeypatch.delenv("OPENAI_API_KEY")
+
+    replayed = run(pytester)
+
+    told = [next(line for line in screen(each) if "certain after" in line) for each in (live, replayed)]
+    assert gates(project)["golden"] == verdict
+    assert live.ret == replayed.ret == (verdict == "fail")
+    assert told[0] == told[1]
+    assert server.asked < 300
+    assert "not known" not in replayed.stdout.str()
+
+
+def test_without_early_stop_all_are_asked(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many(project, 500)
+    project.edit("margin_pt = 8.0", "margin_pt = 8.0\nearly_stop = false", "pyproject.toml")
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester)
+
+    assert result.ret == 0, result.stdout.str()
+    assert server.asked == 1_000
+    assert "certain after" not in result.stdout.str()
+
+
+def test_a_case_that_swung_before_is_asked_more_often_and_each_time_anew(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = [[f"earlier-{at}", f"2026-10-0{at + 1}T00:00:00Z", at % 2] for at in range(4)]
+    project.write(
+        ".deploy-gates/history/triage.jsonl", json.dumps({"case": "refund-001", "scored": past}) + "\n"
+    )
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester)
+        replayed = run(pytester, "--gate-record=none")
+
+    lines = (project.folder / "recordings.jsonl").read_text("utf-8").splitlines()
+    kept = [each["key"] for each in map(json.loads, lines) if each["case"] == "refund-001"]
+    remembered = (project.root / ".deploy-gates/history/triage.jsonl").read_text("utf-8").splitlines()
+    assert result.ret == replayed.ret == 0, result.stdout.str()
+    assert server.asked == 80 + 2 * 4
+    assert len(set(kept)) == 10
+    assert "flaky: refund-001" in result.stdout.str()
+    assert len(remembered) == 40

@@ -244,15 +244,22 @@ class Answers:
                 if check.gate is GateName.INTEGRATION:
                     engine.outcome(check)
         with engine.batching(_questions(change)):
-            engine.ask_ahead(asking)
             self._until_certain(change, engine, asking)
         self.asking_s[change.name] = time.perf_counter() - began
 
     def _until_certain(self, change: ConfigChange, engine: Engine, asking: Sequence[Check]) -> None:
-        """Wait for all outcomes in order; what the cases before it decide is not asked any more."""
-        looks = golden.looks(change, self.context)
+        """Wait for all outcomes in order; what the cases before it decide is not asked any more.
+
+        Where asking may end early, it runs ahead of the looks by no more than keeps the endpoint busy.
+        """
+        looks = frozenset(golden.looks(change, self.context) if self._batch_wait_s is None else ())
+        ahead = self.settings.in_flight * 3 // 2 if looks else len(asking)
         cases: list[Outcome] = []
+        sent = 0
         for at, check in enumerate(asking, start=1):
+            if sent < min(len(asking), at + ahead // 2):
+                engine.ask_ahead(asking[sent : at + ahead])
+                sent = min(len(asking), at + ahead)
             outcome = engine.outcome(check)
             if check.gate is GateName.GOLDEN and check.case:
                 cases.append(outcome)

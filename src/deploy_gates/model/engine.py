@@ -167,7 +167,10 @@ class Engine:
     def spare(self, checks: Sequence[Check]) -> None:
         """End these as spared; of their questions only those that are under way still get an answer."""
         with self._lock:
-            spared = {id(run): run for run in map(self._run, checks) if run.outcome is None}
+            runs = [self._run(check) for check in checks]
+            for run in runs:
+                run.spare()
+            spared = {id(run): run for run in runs if run.outcome is None}
             wanted = {
                 key for key, runs in self._waiting.items() if runs and all(id(run) in spared for run in runs)
             }
@@ -377,6 +380,11 @@ class _Run:
             self._replayed += reply.recorded
             if reply.asked_at is not None:
                 self._oldest = min(self._oldest or reply.asked_at, reply.asked_at)
+
+    def spare(self) -> None:
+        """Nobody needs it: that it has no answer is no matter any more."""
+        if self.outcome is not None and "unanswered" in self.outcome.figures:
+            self.outcome = self._unknown(SPARED.unanswered())
 
     def next(self) -> Question | None:
         """Tell the check what was received; its next question, or `None` when it has ended."""
