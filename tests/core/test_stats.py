@@ -151,12 +151,45 @@ def sampled(loss: float) -> Callable[[random.Random], list[Pair]]:
     return sample
 
 
+def uneven(loss: float) -> Callable[[random.Random], list[Pair]]:
+    """150 cases, ten stored answers of the baseline and one of the candidate to each, a sixth unstable."""
+
+    def score(chance: random.Random, rate: float, samples: int) -> float:
+        return sum(chance.random() < rate for _ in range(samples)) / samples
+
+    def sample(chance: random.Random) -> list[Pair]:
+        made = []
+        for at in range(150):
+            rate = chance.uniform(0.5, 0.9) if at % 6 == 0 else 0.99
+            made.append(Pair(baseline=score(chance, rate, 10), candidate=score(chance, rate - loss, 1)))
+        return made
+
+    return sample
+
+
+def hidden(loss: float) -> Callable[[random.Random], list[Pair]]:
+    """100 clusters of 10, of which a few fail as a whole, amid single changes to either side."""
+
+    def sample(chance: random.Random) -> list[Pair]:
+        made = []
+        for name in range(100):
+            fails = chance.random() < loss
+            for _ in range(10):
+                pair = WORSE if fails else chance.choices((WORSE, BETTER, MET), (2, 2, 96))[0]
+                made.append(replace(pair, cluster=f"{name}"))
+        return made
+
+    return sample
+
+
 SAMPLES: dict[str, Callable[[float], Callable[[random.Random], list[Pair]]]] = {
     "clusters of 5, half of them alike": lambda loss: clustered(5, 0.1, loss, together=0.5),
     "clusters of 5, all alike": lambda loss: clustered(5, 0.1, loss, together=1),
     "clusters of 20, independent": lambda loss: clustered(20, 0.1, loss, together=0),
     "weights of 1 and 10": lambda loss: weighted(0.1, loss),
     "scores of five samples": sampled,
+    "ten answers against one": uneven,
+    "clusters that fail as a whole, hidden": hidden,
 }
 RUNS = 300
 LUCK = 3 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)

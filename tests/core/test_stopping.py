@@ -78,6 +78,13 @@ def test_few_cases_are_looked_at_once_at_the_confidence_declared() -> None:
     assert stopping.confidences(400, 0.95) == (0.95,)
 
 
+def test_a_look_that_did_not_decide_is_not_taken_again() -> None:
+    pairs = [WORSE] * 20 + [MET] * 300
+
+    assert stopping.decide(pairs[:300], n=1000, margin=0.02, confidence=0.95).cases == 20
+    assert stopping.decide(pairs[:270], n=1000, margin=0.02, confidence=0.95, since=210).cases == 270
+
+
 def test_between_two_looks_nothing_is_decided() -> None:
     found = stopping.decide([WORSE] * 25, n=1000, margin=0.02, confidence=0.95)
     early = stopping.decide([WORSE] * 10, n=1000, margin=0.02, confidence=0.95)

@@ -88,13 +88,14 @@ def confidences(n: int, confidence: float) -> tuple[float, ...]:
     return _confidences(SHARES[first:], confidence)
 
 
-def decide(pairs: Sequence[Pair], *, n: int, margin: float, confidence: float) -> Stopped:
+def decide(pairs: Sequence[Pair], *, n: int, margin: float, confidence: float, since: int = 0) -> Stopped:
     """What the looks at the first pairs of `n` say; the last one that is due speaks if none decides.
 
-    `pairs` are in the order in which they were asked, without a gap.
+    `pairs` are in the order in which they were asked, without a gap. Looks at no more than `since` of them
+    have not decided, and are not taken again.
     """
     due = [(look, level) for look, level in zip(looks(n), confidences(n, confidence), strict=True)]
-    due = [each for each in due if each[0] <= len(pairs)]
+    due = [each for each in due if since < each[0] <= len(pairs)]
     for look, level in due:
         found = stats.paired(pairs[:look], margin=margin, confidence=level)
         if found.conclusion is not Conclusion.UNDECIDED:

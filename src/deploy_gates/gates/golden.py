@@ -382,7 +382,7 @@ def in_order(change: ConfigChange, context: Context) -> tuple[str, ...]:
 def is_certain(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -> bool:
     """Whether the cases that are known decide already, so that no other has to be asked."""
     known = [_Scored.of(each) for each in outcomes if each.found is not Found.UNKNOWN]
-    stopped = _stopped(change, known, context)
+    stopped = _stopped(change, known, context, is_new=True)
     return stopped is not None and stopped.is_certain
 
 
@@ -401,8 +401,10 @@ def _asked_whatever(change: ConfigChange, context: Context) -> int:
     return sum(case.must_pass or case.id in apart for case in change.candidate.cases)
 
 
-def _stopped(change: ConfigChange, known: Sequence[_Scored], context: Context) -> _Stopped | None:
-    """What the looks say; `None` where cases are few, and all of them are one sample.
+def _stopped(
+    change: ConfigChange, known: Sequence[_Scored], context: Context, *, is_new: bool = False
+) -> _Stopped | None:
+    """What the looks say, or with `is_new` the last one; `None` where cases are few, and all are one sample.
 
     What must pass decides apart, and is no part of a sample that may end early.
     """
@@ -424,6 +426,9 @@ def _stopped(change: ConfigChange, known: Sequence[_Scored], context: Context) -
         n=len(sample),
         margin=policy.margin_pt / 100,
         confidence=policy.confidence,
+        since=max((each for each in stopping.looks(len(sample)) if each < len(first)), default=0)
+        if is_new
+        else 0,
     )
     return _Stopped(
         n=len(sample),
