@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
+from deploy_gates.core.canonical import Json
 from project import CATEGORIES, MODEL, Project, case
 from servers import Breaks, Drops, Fails, Hangs, Raw, Reply, Request, Says, refused_url, serve
 from test_plugin import gates, run, screen
@@ -328,3 +329,48 @@ def test_a_case_that_swung_before_is_asked_more_often_and_each_time_anew(
     assert len(set(kept)) == 10
     assert "flaky: refund-001" in result.stdout.str()
     assert len(remembered) == 40
+
+
+JUDGED = """\
+[tool.deploy_gates.models.our-judge]
+input_usd_per_mtok = "1.00"
+output_usd_per_mtok = "1.00"
+context_window = 8192
+max_output_tokens = 100
+encoding = "o200k_base"
+"""
+
+
+def test_a_judge_is_asked_recorded_and_paid_for_and_changing_it_is_a_change(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.git("checkout", "-q", ".")
+    check: Json = {"kind": "judge", "rubric": "It names a category.", "min": 0.5}
+    project.cases([case(number, checks=[check]) if number == 1 else case(number) for number in range(40)])
+    project.write("golden/triage/judge.yaml", "model: our-judge\nvotes: 2\nparameters: {max_tokens: 100}\n")
+    label = {"rubric": "It names a category.", "answer": "refund", "score": 1}
+    project.write("golden/triage/judge.labels.jsonl", json.dumps(label) + "\n")
+    project.edit("limits:", "golden: {judge: judge.yaml}\nlimits:")
+    project.edit("[tool.deploy_gates.golden]", f"{JUDGED}\n[tool.deploy_gates.golden]", "pyproject.toml")
+    project.commit("with a judge")
+    project.edit("Sort the ticket.", "Sort the ticket, please.")
+
+    def script(request: Request) -> Says:
+        is_judge = request.body["model"] == "our-judge"
+        return Says({"reason": "it does", "score": 0.9}, usage=(50, 10)) if is_judge else right(request)
+
+    with serve(script) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        result = run(pytester, "-v")
+        asked = server.asked
+        project.edit("votes: 2", "votes: 3", "golden/triage/judge.yaml")
+        again = run(pytester)
+
+    assert result.ret == 0, result.stdout.str()
+    # Both arms answer in the same words, so one judgement of two votes serves both; and one label.
+    assert asked == 80 + 2 + 1
+    assert "the judge agrees with people in 1 of 1 answers" in " ".join(result.stdout.str().split())
+    kept = (project.folder / "recordings.jsonl").read_text("utf-8").splitlines()
+    assert sum(json.loads(each)["case"] == "judge of refund-001" for each in kept) == 3
+    assert again.ret == 0, again.stdout.str()
+    assert server.asked == asked + 1
