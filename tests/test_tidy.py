@@ -33,7 +33,7 @@ HEAVY = (
 STATISTICS = ("amounts", "planning", "sequential", "shares", "weighing")
 LATE = {
     "prompt.py": ("jinja2",),
-    "model/sdk.py": ("openai",),
+    "model/line.py": ("openai",),
     "canary/stream.py": ("numpy",),
     "canary/traffic.py": ("numpy", "scipy"),
     **{f"core/{each}.py": ("numpy", "scipy") for each in STATISTICS},

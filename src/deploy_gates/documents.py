@@ -10,19 +10,20 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deploy_gates.core.canonical import SAFE_INTEGER, Json, JsonObject
-from deploy_gates.core.compiled import Valid, compiled
 from deploy_gates.core.errors import Problem
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
+
+Valid: TypeAlias = "Callable[[Any], bool]"
 
 CONFIG_MAX_BYTES = 1 << 20
 CASES_MAX_BYTES = 256 << 20
@@ -320,8 +321,26 @@ def _validator(name: str) -> Validator:
 
 
 @functools.cache
-def _compiled(name: str) -> Valid | None:
-    return compiled(schema(name))
+def _quick_of(name: str) -> Valid | None:
+    return quick(schema(name))
+
+
+def quick(schema: JsonObject) -> Valid | None:
+    """Whether a value is valid under `schema`, by jsonschema-rs where that is installed; `None` elsewhere.
+
+    It is fifty times as fast, and as strict or stricter: who hears no asks jsonschema, which also says why.
+    """
+    try:
+        import jsonschema_rs
+
+        made = jsonschema_rs.Draft202012Validator(schema, validate_formats=True, retriever=_fetch_nothing)
+    except Exception:  # noqa: BLE001  # not installed, or a schema that it cannot take
+        return None
+    return made.is_valid
+
+
+def _fetch_nothing(uri: str) -> Any:
+    raise ValueError(f"{uri} is not in the schema, and nothing is fetched")
 
 
 @functools.cache
@@ -337,7 +356,7 @@ def validate(document: Document, name: str, *, line: int = 0, prefix: str = "") 
 
     `line` stands for every key of a document that is a single line; `prefix` goes before each key.
     """
-    is_valid = _compiled(name)
+    is_valid = _quick_of(name)
     if is_valid is not None and is_valid(document.value):
         return ()
     validator = _validator(name)

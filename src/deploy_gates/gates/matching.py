@@ -15,12 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from deploy_gates import documents
 from deploy_gates.core.canonical import Json, JsonObject
-from deploy_gates.core.compiled import Valid, compiled
 from deploy_gates.core.config import Case, CaseCheck, Comparison, Kind, ModelConfig
 from deploy_gates.core.cost import Usage
 from deploy_gates.core.instances import instances
 from deploy_gates.core.question import Answer, ToolCall
+from deploy_gates.documents import Valid
 from deploy_gates.gates.comparing import (
     EVERY,
     NOTHING,
@@ -143,11 +144,11 @@ class Matcher:
         return self._validators[key]
 
     def is_valid(self, schema: JsonObject, value: Json) -> bool:
-        """Whether the value is valid under `schema`, by a function that was made of it once."""
+        """Whether the value is valid under `schema`, by a validator that was made of it once."""
         kept = self._compiled.get(id(schema))
         if kept is None or kept[0] is not schema:
-            general: Valid = self.validator(schema).is_valid  # type: ignore[assignment]  # takes any JSON
-            kept = self._compiled[id(schema)] = (schema, compiled(schema) or general)
+            general: Valid = self.validator(schema).is_valid
+            kept = self._compiled[id(schema)] = (schema, _validity(documents.quick(schema), general))
         return kept[1](value)
 
     def function(self, name: str) -> Function:
@@ -155,6 +156,11 @@ class Matcher:
         if name not in self._functions:
             self._functions[name] = _load(name, self.folder)
         return self._functions[name]
+
+
+def _validity(quick: Valid | None, general: Valid) -> Valid:
+    """A yes of the quick one is a yes; of a no the general one has the last word."""
+    return general if quick is None else lambda value: quick(value) or general(value)
 
 
 class Missed(Exception):

@@ -208,7 +208,7 @@ class Batcher:
             if self._journal is not None:
                 self._journal.open()
             self._register.open()
-            self._line = line.opened(self._endpoint)
+            self._line = line.Line(self._endpoint)
         except WorkspaceError as error:
             self._cannot_keep(error)
         except Exception as error:  # noqa: BLE001  # a client that cannot be made reaches no endpoint
@@ -317,11 +317,7 @@ class Batcher:
         )
         content = b"".join(_line(job.question) for job in jobs)
         file = _object(
-            await self._tried(
-                lambda: _line_of(self._line).upload(
-                    "/files", content, name=f"{pending.token}.jsonl", purpose="batch"
-                )
-            )
+            await self._tried(lambda: _line_of(self._line).upload(content, name=f"{pending.token}.jsonl"))
         )
         self._register.put(pending)
         body: JsonObject = {
@@ -489,7 +485,7 @@ def _line(question: Question) -> bytes:
         "url": f"/v1{protocol.PATHS[question.api]}",
         "body": {key: each for key, each in question.body.items() if key not in ("stream", "stream_options")},
     }
-    return line.encoded(made) + b"\n"
+    return json.dumps(made, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def _why(batch: Mapping[str, Json]) -> str:

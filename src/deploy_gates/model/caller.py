@@ -143,7 +143,7 @@ class Caller:
         try:
             if self._journal is not None:
                 self._journal.open()
-            self._line = line.opened(self._endpoint)
+            self._line = line.Line(self._endpoint)
         except WorkspaceError as error:
             self._cannot_keep(error)
         except Exception as error:  # noqa: BLE001  # a client that cannot be made reaches no endpoint
@@ -400,11 +400,10 @@ class Caller:
         if whole is not None:
             return protocol.answer(question.api, line.decoded(whole))
         made, first_token_s = protocol.Stream(question.api), None
-        async with contextlib.aclosing(events) as reading:  # type: ignore[type-var]  # both are generators
-            async for event in reading:
-                made.add(event)
-                if made.has_begun and first_token_s is None:
-                    first_token_s = self._clock() - began
+        async for event in events:
+            made.add(event)
+            if made.has_begun and first_token_s is None:
+                first_token_s = self._clock() - began
         return replace(made.answer(), first_token_s=first_token_s)
 
 
