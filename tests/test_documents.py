@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from deploy_gates import documents
+from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.documents import parse_json, parse_json_lines, parse_yaml
 
 
@@ -168,3 +172,44 @@ def test_each_line_of_a_dataset_is_read_by_itself() -> None:
         4: {"a": 2},
     }
     assert "cases.jsonl:3: is not JSON" in str(lines[3].problems[0])
+
+
+NUMBERS: JsonObject = {"type": ["integer", "null"], "minimum": 0, "exclusiveMaximum": 3}
+TREE: JsonObject = {
+    "$defs": {"tree": {"type": "object", "properties": {"children": {"items": {"$ref": "#/$defs/tree"}}}}},
+    "$ref": "#/$defs/tree",
+}
+QUICK: list[JsonObject] = [
+    NUMBERS,
+    TREE,
+    {"enum": [1, "a", None, [True], {"a": 1}]},
+    {"type": "string", "pattern": "^[a-c]+$", "maxLength": 3},
+    {"properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False},
+    {"oneOf": [{"type": "number"}, {"minimum": 2}]},
+    {"type": "string", "format": "date"},
+]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 4)
+    | st.sampled_from([0.0, 1.0, 1.5])
+    | st.text("abcd", max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "children"]), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("schema", QUICK, ids=json.dumps)
+@given(value=VALUES)
+def test_what_is_quickly_found_valid_is_valid(schema: JsonObject, value: Json) -> None:
+    pytest.importorskip("jsonschema_rs")
+    is_valid = documents.quick(schema)
+
+    assert is_valid is not None
+    assert not is_valid(value) or Draft202012Validator(schema).is_valid(value)
+
+
+def test_nothing_is_fetched_to_be_quick() -> None:
+    assert documents.quick({"$ref": "http://127.0.0.1:9/schema.json"}) is None
