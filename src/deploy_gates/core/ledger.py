@@ -452,6 +452,8 @@ def spelled(previous: str, numbers: Iterable[int], texts: Iterable[str]) -> byte
 
 def is_text(value: str) -> bool:
     """Whether both engines can keep it."""
+    if value.isascii():  # as nearly all are: this is asked several times a transaction
+        return "\0" not in value
     return "\0" not in value and not any("\ud800" <= each <= "\udfff" for each in value)
 
 

@@ -53,6 +53,7 @@ class Batcher:
         """The answer, once it is there. What `send` raises is raised here."""
         waiting = _Waiting(asked, None)
         self._put(waiting)
+        self._wake()
         assert waiting.answered is not None, "whoever waits without a loop has a lock"
         waiting.answered.acquire()
         if isinstance(waiting.outcome, Exception):
@@ -62,8 +63,12 @@ class Batcher:
 
     async def ask_async(self, asked: Transaction) -> Answer:
         """The same in an event loop. Who gives up waiting has not called the transaction back."""
-        waiting = _Waiting(asked, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(asked, loop)
         self._put(waiting)
+        if loop not in self._waking:  # what is asked in the same turn of the loop goes together
+            self._waking.add(loop)
+            loop.call_soon(self._wake_from, loop)
         assert waiting.future is not None, "whoever waits in a loop has a future"
         return await waiting.future
 
@@ -83,6 +88,8 @@ class Batcher:
         self._ready: deque[str] = deque()
         """Organisations with something to send and nothing under way."""
         self._busy: set[str] = set()
+        self._waking: set[asyncio.AbstractEventLoop] = set()
+        """Loops that wake a worker at the end of their turn."""
         self._waiting = 0
         self._idle = 0
         self._threads: list[threading.Thread] = []
@@ -105,12 +112,22 @@ class Batcher:
                 self._ready.append(name)
             queue.append(waiting)
             self._waiting += 1
+
+    def _wake(self) -> None:
+        """Have a worker take what there is."""
+        with self._changed:
+            if not self._ready:
+                return
             if self._idle:
                 self._changed.notify()
             elif len(self._threads) < self._workers:
                 thread = threading.Thread(target=self._work, name="deploy-gates credits", daemon=True)
                 self._threads.append(thread)
                 thread.start()
+
+    def _wake_from(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._waking.discard(loop)
+        self._wake()
 
     # --- The threads ----------------------------------------------------------------------------
 
