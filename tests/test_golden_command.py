@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,19 @@ def test_review_shows_changed_answers_side_by_side_the_worse_ones_first(project:
     assert '"category": "refund"' in done.stdout
     assert "misses    category: expected refund, got billing" in done.stdout
     assert all(len(line) <= 96 for line in done.stdout.splitlines())
+
+
+def test_review_reads_without_unicode_too(project: Project) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy_gates", "golden", "review"],
+        cwd=project.root,
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+
+    assert b" | " in done.stdout
+    assert b"\\u" not in done.stdout
 
 
 def test_review_is_one_page_that_loads_nothing_and_escapes_what_it_shows(project: Project) -> None:

@@ -110,7 +110,7 @@ def _case(each: Reviewed, terminal: Terminal, everything: bool) -> Iterator[str]
     yield "    " + terminal.ink(pad("baseline", column) + "   candidate", _DIM)
     most = 1_000 if everything else TEXT_MAX_LINES
     left, right = (_wrapped(text, column, most, terminal) for text in (each.baseline, each.candidate))
-    bar = terminal.said("│")
+    bar = "│" if terminal.unicode else "|"
     for at in range(max(len(left), len(right))):
         one = left[at] if at < len(left) else ""
         other = right[at] if at < len(right) else ""
