@@ -188,15 +188,11 @@ QUICK: list[JsonObject] = [
     {"oneOf": [{"type": "number"}, {"minimum": 2}]},
     {"type": "string", "format": "date"},
 ]
+NUMBER = st.integers(-2, 4) | st.sampled_from([0.0, 1.0, 1.5])
+KEYS = st.sampled_from(["a", "b", "children"])
 VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-2, 4)
-    | st.sampled_from([0.0, 1.0, 1.5])
-    | st.text("abcd", max_size=4),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "children"]), inner)
-    ),
+    st.none() | st.booleans() | NUMBER | st.text("abcd", max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner),
     max_leaves=6,
 )
 
