@@ -10,13 +10,14 @@ import fnmatch
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from _pytest.mark.structures import NodeKeywords
 from _pytest.terminal import TerminalReporter
 
 from deploy_gates import answers, baseline, clock, conclusion, documents, report, settings, workspace
@@ -30,6 +31,12 @@ from deploy_gates.model import Totals
 
 PROPERTY = "deploy_gates"
 """Under this name outcomes travel in test reports."""
+SELDOM: Mapping[str, Callable[[pytest.Item], Any]] = {
+    "keywords": NodeKeywords,
+    "own_markers": lambda item: [],
+    "extra_keyword_matches": lambda item: set(),
+    "_report_sections": lambda item: [],
+}
 NO_KEYWORDS: dict[str, Literal[1]] = {}
 BATCH_WAIT_MIN = 24 * 60
 WATCHED = ("usepdb", "trace", "setuponly", "setupshow", "setupplan")
@@ -421,6 +428,15 @@ class GateItem(pytest.Item):
         super().__init__(**kwargs)
         self.check = check
         self.outcome: Outcome | None = None
+        for name in SELDOM:  # of 100,000 items these would be sixty megabytes
+            self.__dict__.pop(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        """What pytest gives each item, and hardly ever looks at: made when it is looked at."""
+        if name not in SELDOM:
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        made = self.__dict__[name] = SELDOM[name](self)
+        return made
 
     @property
     def gating(self) -> Gating:
@@ -443,7 +459,7 @@ class GateItem(pytest.Item):
         moment = clock.now().timestamp()
         for when in ("call", "teardown"):
             report = pytest.TestReport(
-                nodeid=self.nodeid,
+                nodeid=getattr(self, "id", self.nodeid),  # where pytest has it, it need not be parsed again
                 location=self.location,
                 keywords=NO_KEYWORDS,
                 outcome="passed",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import sys
@@ -142,8 +143,8 @@ def _merge(path: Path, journal: Path, order: tuple[str, ...], keep: bool) -> int
             return 0
         except OSError:
             others = True
-        before = _parse(_read(path), str(path)).kept
-        new = _parse_journal(journal).kept
+        before = _parse(_read(path), str(path), whole=False).kept
+        new = _parse_journal(journal, whole=False).kept
         places = {key: at for at, key in enumerate(order)}
         new = dict(sorted(new.items(), key=lambda item: places.get(item[0], len(places))))
         after = _newer(before, new)
@@ -238,7 +239,8 @@ class _Lines:
     warnings: tuple[str, ...] = ()
 
 
-def _parse(raw: bytes, file: str) -> _Lines:
+def _parse(raw: bytes, file: str, *, whole: bool = True) -> _Lines:
+    """The lines of recordings. Those that are only merged need no more of an answer than when it came."""
     kept: dict[str, _Line] = {}
     lines = raw.split(b"\n")
     for at, line in enumerate(lines, start=1):
@@ -251,8 +253,12 @@ def _parse(raw: bytes, file: str) -> _Lines:
                 warning = f"{file}:{at}: the last line was torn while it was written, and is left out"
                 return _Lines(kept=kept, warnings=(warning,))
             raise WorkspaceError(str(_problem(file, at, line, error))) from error
-        kept[key] = _Line(raw=line.strip(), answer=answer)
+        kept[key] = _kept(line, answer, whole=whole)
     return _Lines(kept=kept)
+
+
+def _kept(line: bytes, answer: Answer, *, whole: bool) -> _Line:
+    return _Line(raw=line.strip(), answer=answer if whole else Answer(text="", asked_at=answer.asked_at))
 
 
 def _problem(file: str, at: int, line: bytes, error: ValueError) -> Problem:
@@ -271,14 +277,14 @@ def _problem(file: str, at: int, line: bytes, error: ValueError) -> Problem:
     )
 
 
-def _parse_journal(path: Path) -> _Lines:
+def _parse_journal(path: Path, *, whole: bool = True) -> _Lines:
     """A journal, without the lines that a crash or a full disk tore."""
     kept: dict[str, _Line] = {}
-    for line in _read(path).split(b"\n"):
+    for line in io.BytesIO(_read(path)):  # and not all of them at once: a large journal fills memory
         with contextlib.suppress(ValueError):
             if line.strip():
                 key, answer = _answer(line)
-                kept[key] = _Line(raw=line.strip(), answer=answer)
+                kept[key] = _kept(line, answer, whole=whole)
     return _Lines(kept=kept)
 
 
