@@ -325,8 +325,8 @@ class _Whole:
 
 
 FRACTIONS_LEAN = 2 / 3
-"""Calibrated: simulated over sizes, rates, samples, and kinds of loss, one as large as the margin passes in
-5 % of the runs at most, in 4.6 % where it is most likely."""
+"""Calibrated by simulation over sizes, rates, samples, and kinds of loss: one as large as the margin passes
+in about 5 % of the runs where that is most likely, and in far fewer elsewhere."""
 
 
 def _moments(pairs: Sequence[Pair]) -> _Moments:
