@@ -79,6 +79,9 @@ def test_each_refusal_has_its_status_and_says_when_to_come_back(server: Server) 
         {"amount": None},
         {"hold_s": "long"},
         {"price": {"input_usd": "cheap"}},
+        {"price": {"input_usd": "1", "output_usd": "NaN"}},
+        {"price": {"input_usd": "1", "output_usd": "1", "source": {}}},
+        {"price": {"input_usd": "1", "output_usd": "1", "tiers": [1]}},
     ],
 )
 def test_what_cannot_be_read_is_told(server: Server, fields: dict[str, object]) -> None:

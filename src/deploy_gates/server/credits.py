@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from starlette.routing import Route
 
 from deploy_gates import clock
 from deploy_gates.core import receipts
-from deploy_gates.core.canonical import JsonObject
+from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.cost import Price
 from deploy_gates.core.ledger import (
     AMOUNT_MAX,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from deploy_gates.server import Service
 
 ENTRIES_MAX = 1_000
+_USD = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 SIGNED_MAX = 2**53
 STATUS: dict[No, int] = {
     No.BALANCE: 402,
@@ -170,7 +172,7 @@ def _asked(raw: JsonObject, kind: Kind, actor: str) -> tuple[Transaction, Price 
     if is_priced and usage is None:
         raise refuse("either `usage` or `amount` says what is used")
     try:
-        price = None if raw.get("price") is None else Price.from_json(raw["price"])
+        price = None if raw.get("price") is None else _price(raw["price"])
         transaction = Transaction(
             organisation=name(text(raw, "organisation"), "`organisation`"),
             id=text(raw, "id", most=ID_MAX_CHARS),
@@ -188,6 +190,19 @@ def _asked(raw: JsonObject, kind: Kind, actor: str) -> tuple[Transaction, Price 
     except (ValueError, OverflowError) as wrong:
         raise refuse(str(wrong)[:300]) from wrong
     return transaction, price, is_priced
+
+
+def _price(value: Json) -> Price:
+    """The price that somebody names, as strictly as it is described. `ValueError` for anything else."""
+    if isinstance(value, dict):
+        named = [value.get(key) for key in ("input_usd", "output_usd", "cached_input_usd") if key in value]
+        tiers = value.get("tiers", [])
+        is_price = all(isinstance(each, str) and _USD.fullmatch(each) for each in named)
+        if is_price and isinstance(value.get("source", ""), str) and isinstance(tiers, list):
+            for each in tiers:
+                _price(each.get("price") if isinstance(each, dict) else None)
+            return Price.from_json(value)
+    raise ValueError("`price` is no price: dollars per million tokens, as text")
 
 
 def _answered(made: Answer) -> Response:
