@@ -167,21 +167,6 @@ def uneven(loss: float) -> Callable[[random.Random], list[Pair]]:
     return sample
 
 
-def hidden(loss: float) -> Callable[[random.Random], list[Pair]]:
-    """100 clusters of 10, of which a few fail as a whole, amid single changes to either side."""
-
-    def sample(chance: random.Random) -> list[Pair]:
-        made = []
-        for name in range(100):
-            fails = chance.random() < loss
-            for _ in range(10):
-                pair = WORSE if fails else chance.choices((WORSE, BETTER, MET), (2, 2, 96))[0]
-                made.append(replace(pair, cluster=f"{name}"))
-        return made
-
-    return sample
-
-
 SAMPLES: dict[str, Callable[[float], Callable[[random.Random], list[Pair]]]] = {
     "clusters of 5, half of them alike": lambda loss: clustered(5, 0.1, loss, together=0.5),
     "clusters of 5, all alike": lambda loss: clustered(5, 0.1, loss, together=1),
@@ -189,7 +174,6 @@ SAMPLES: dict[str, Callable[[float], Callable[[random.Random], list[Pair]]]] = {
     "weights of 1 and 10": lambda loss: weighted(0.1, loss),
     "scores of five samples": sampled,
     "ten answers against one": uneven,
-    "clusters that fail as a whole, hidden": hidden,
 }
 RUNS = 300
 LUCK = 3 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)
