@@ -150,7 +150,7 @@ def test_imported_cases_are_added_once(project: Project) -> None:
     first = golden("import", "evals.jsonl", "--to", "triage", "--variable", "body", at=project.root)
     again = golden("import", "evals.jsonl", "--to", "triage", "--variable", "body", at=project.root)
 
-    assert "1 cases added to golden/triage/cases.jsonl" in first.stderr
+    assert "1 case added to golden/triage/cases.jsonl" in first.stderr
     assert "left out: 1 cases whose id is there already" in again.stderr
     assert expected(project)["lamp"] == "refund"
 

@@ -350,6 +350,7 @@ def _samples(path: Path) -> tuple[JsonObject, ...]:
 
 def _import(asked: argparse.Namespace) -> int:
     from deploy_gates import files, importing, workspace
+    from deploy_gates.report.text import counted
 
     root = workspace.find_root(Path.cwd())
     made = importing.read(Path(asked.file), asked.variable)
@@ -372,7 +373,7 @@ def _import(asked: argparse.Namespace) -> int:
         cases: list[Json] = list(new)
         print_json({"cases": cases, "left_out": dict[str, Json](left_out), "to": asked.to or None})
         return DONE
-    print(f"{len(new):,} cases{f' added to {target.cases_file}' if target else ''}", file=sys.stderr)
+    print(f"{counted(len(new), 'case')}{f' added to {target.cases_file}' if target else ''}", file=sys.stderr)
     for what, count in sorted(left_out.items()):
         print(f"left out: {count:,} {what}", file=sys.stderr)
     return DONE
