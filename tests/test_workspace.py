@@ -238,6 +238,32 @@ def test_without_git_every_config_counts_as_new(tmp_path: Path) -> None:
     assert "every config counts as new" in changes.notes[0]
 
 
+def test_a_repository_that_git_cannot_read_is_not_taken_for_none(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository.root / ".git/config").write_text("[core\n")
+
+    with pytest.raises(WorkspaceError, match=r"git cannot read this repository: .*bad config"):
+        workspace.changes(repository.root, Settings())
+
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(WorkspaceError, match="there is no `git` to read it with"):
+        workspace.changes(repository.root, Settings())
+
+
+def test_settings_under_which_there_is_no_config_at_all_are_refused(
+    repository: Repository, tmp_path: Path
+) -> None:
+    elsewhere = Settings(configs=("elsewhere/*/config.yaml",))
+
+    with pytest.raises(SettingsError, match=r"nothing matches elsewhere/\*/config.yaml"):
+        workspace.changes(repository.root, elsewhere)
+    with pytest.raises(SettingsError, match="no config to gate"):
+        workspace.changes_since(repository.root, elsewhere, {}, base="production")
+    with pytest.raises(SettingsError, match="no config to gate"):
+        workspace.changes(tmp_path, Settings())
+
+
 def test_a_config_that_is_a_broken_link_is_a_config_with_a_problem(repository: Repository) -> None:
     loop = repository.root / "golden/loop"
     loop.mkdir()

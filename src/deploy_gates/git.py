@@ -130,13 +130,23 @@ def read(root: Path, commit: str, path: str) -> bytes | None:
 
 
 def find(root: Path) -> Git | None:
-    """The repository around `root`; `None` if there is none, or no `git`."""
+    """The repository around `root`; `None` if there is none.
+
+    One that cannot be read is not none: every config would count as new. `WorkspaceError` says so.
+    """
     try:
         done = _run(root, ("rev-parse", "--is-shallow-repository", "--is-inside-work-tree"))
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+            return None
+        raise WorkspaceError(
+            "this is a git repository, and there is no `git` to read it with", hint="install git"
+        ) from error
     if done.returncode != 0:
-        return None
+        said = done.stderr.decode(errors="replace").strip()
+        if "not a git repository" in said:
+            return None
+        raise WorkspaceError(f"git cannot read this repository: {said}")
     shallow, inside = done.stdout.decode().split()
     if inside != "true":
         return None

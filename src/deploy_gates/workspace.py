@@ -67,6 +67,7 @@ def changes(
     _check_names(here, names)
     repository = git.find(root)
     if repository is None or not repository.head:
+        _check_any(here, settled)
         if base:
             raise SettingsError(f"--gate-base={base} needs a git repository with a commit, and here is none")
         why = "no git repository" if repository is None else "a git repository without commits"
@@ -88,6 +89,7 @@ def changes_since(
     """What differs from the configs in `served`, which are known by their names; `base` says where."""
     here = config_files(root, settled)
     _check_names(here, names)
+    _check_any((*here, *served), settled)
     repository = git.find(root)
     head = repository.head if repository else ""
     changed: list[ConfigChange] = []
@@ -134,6 +136,7 @@ class _Comparing:
         self.gate_all = gate_all
         self.differing = repository.changed(base.commit)
         self.there = _matching(repository.files(base.commit), settled.configs)
+        _check_any((*here, *self.there), settled)
         self.is_new_policy = self._is_new_policy(settled)
 
     def changes(self, names: Sequence[str]) -> Changes:
@@ -242,6 +245,16 @@ def _check_names(files: Iterable[str], names: Sequence[str]) -> None:
         if name not in known:
             hint = documents.nearest(name, known) or "look under `configs` in [tool.deploy_gates]"
             raise SettingsError(f"there is no config `{name}` in this repository", hint=hint)
+
+
+def _check_any(files: Sequence[str], settled: Settings) -> None:
+    """Gates that look in the wrong place would find nothing to object to, for ever."""
+    if not files:
+        raise SettingsError(
+            f"there is no config to gate: nothing matches {', '.join(settled.configs) or 'an empty list'}",
+            hint="`configs` in [tool.deploy_gates] says where they lie; "
+            "`deploy-gates init` makes a first one",
+        )
 
 
 def _chosen(files: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:

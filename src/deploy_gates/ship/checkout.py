@@ -62,9 +62,7 @@ class Checkout:
         files = self._files()
         if name not in files:
             known = ", ".join(sorted(files)) or "none at all"
-            raise SettingsError(
-                f"there is no config {name!r} in {self.root.name}", hint=f"known: {known}; or name a --digest"
-            )
+            raise SettingsError(f"there is no config {name!r} in {self.root.name}", hint=f"known: {known}")
         snapshot = workspace.read_snapshot(self.root, files[name])
         if snapshot.config is None:
             raise SettingsError("\n".join(str(each) for each in snapshot.problems))
