@@ -67,7 +67,7 @@ def add(commands: Commands) -> None:
 
     status = stored(commands, "status", _status, "tell what runs where, since when, and who follows")
     status.add_argument("config", nargs="?", default="", metavar="NAME", help="only this config")
-    status.add_argument("--env", default="", choices=("", *ENVIRONMENTS), help="only this environment")
+    status.add_argument("--env", default="", choices=ENVIRONMENTS, help="only this environment")
 
     log = stored(
         commands,
@@ -77,7 +77,7 @@ def add(commands: Commands) -> None:
         "deploy-gates log --verify",
     )
     log.add_argument("config", nargs="?", default="", metavar="NAME", help="only this config")
-    log.add_argument("--env", default="", choices=("", *ENVIRONMENTS), help="only this environment")
+    log.add_argument("--env", default="", choices=ENVIRONMENTS, help="only this environment")
     log.add_argument(
         "--limit", type=positive, default=20, help="so many events of each deployment (default 20)"
     )

@@ -271,6 +271,7 @@ def _keygen(asked: argparse.Namespace) -> int:
     if asked.json:
         print_json({"private": str(private), "public": str(public)})
     else:
-        print(f"{private}   the private key: keep it out of git, give it to CI as a secret")
+        width = len(str(public))
+        print(f"{private!s:<{width}}   the private key: keep it out of git, give it to CI as a secret")
         print(f"{public}   the public key: commit it, and name it under `evidence.public_keys`")
     return DONE
