@@ -131,6 +131,15 @@ def test_check_tells_contradictions_and_refuses_them(project: Project) -> None:
     assert "contradiction: the same inputs, and not the same expected: refund-001, twin" in done.stdout
 
 
+def test_check_says_that_there_is_nothing_to_check(tmp_path: Path) -> None:
+    done = golden("check", at=tmp_path)
+
+    assert (done.returncode, done.stdout) == (
+        0,
+        "there is no config here, and so no golden set; deploy-gates init makes a first one\n",
+    )
+
+
 def test_check_compares_with_samples_of_production(project: Project) -> None:
     project.cases([case(number) for number in range(40)])
     project.write(

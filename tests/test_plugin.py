@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -62,6 +64,22 @@ def test_a_change_that_is_no_worse_passes_all_five_gates(pytester: pytest.Pytest
     result.stdout.fnmatch_lines(
         ["*triage*→*", "*messages*0*.content*", "*golden*60 of 60, baseline 60*", "*PASS*"]
     )
+
+
+def test_the_checks_that_the_readme_shows_pass_beside_the_example(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path(__file__).parents[1]
+    shutil.copytree(here / "golden", pytester.path / "golden")
+    shutil.copy(here / "pyproject.toml", pytester.path)
+    shown = (here / "README.md").read_text("utf-8").split("```python\n", 1)[1].split("```", 1)[0]
+    (pytester.path / "tests/triage").mkdir(parents=True)
+    (pytester.path / "tests/triage/test_own.py").write_text(shown)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    result = run(pytester, "-v", "--gate=unit,integration", "tests/triage/test_own.py")
+
+    result.assert_outcomes(passed=2)
 
 
 def test_a_change_that_is_worse_is_blocked_by_the_golden_gate(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from deploy_gates.cli.frame import DONE, REFUSED, Commands, command, group, print_json, terminal
 from deploy_gates.core.canonical import Json, JsonObject, short
 from deploy_gates.core.errors import PromptError, Refusal, Refused, SettingsError, WorkspaceError
+from deploy_gates.report.text import counted
 
 if TYPE_CHECKING:
     from deploy_gates.core.config import Case, ConfigChange, ModelConfig, Snapshot
@@ -304,10 +305,13 @@ def _check(asked: argparse.Namespace) -> int:
                 for name, flaws in found.items()
             }
         )
+    elif not found:
+        print("there is no config here, and so no golden set; deploy-gates init makes a first one")
     else:
         screen = terminal()
         for name, flaws in found.items():
-            print(f"{screen.said(name)}: {sizes[name]:,} cases, {len(flaws) or 'nothing'} to look at")
+            size = counted(sizes[name], "case")
+            print(f"{screen.said(name)}: {size}, {len(flaws) or 'nothing'} to look at")
             for each in flaws:
                 print(screen.said(f"  {each.kind.value}: {each.message}"))
     is_wrong = any(each.is_error for flaws in found.values() for each in flaws)
