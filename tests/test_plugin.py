@@ -338,7 +338,7 @@ def test_without_the_switch_the_tests_of_a_gate_are_skipped(
     [
         (["--gate=typ"], "there is no gate `typ`; did you mean `type`?"),
         (["--gate-config=triag"], "there is no config `triag`"),
-        (["--gate-base=nowhere"], "--gate-base=nowhere names no commit"),
+        (["--gate-base=nowhere"], "the base nowhere names no commit"),
         (["--gate-budget=much"], "--gate-budget=much is no amount of dollars"),
         (["--gate-report=report.pdf"], ".md"),
     ],

@@ -388,6 +388,7 @@ def test_a_log_that_was_tampered_with_is_named(
         (["status", "--store", "mysql://x"], 3, "is no store"),
         (["status", "--store", "sqlite:////nowhere/store.db"], 3, "there is no store at /nowhere/store.db"),
         (["log", "--limit", "0"], 2, "not a whole number from 1 on"),
+        (["log", "--limit", "x"], 2, "x is not a whole number from 1 on"),
         (["token", "revoke", "abc"], 3, "there is no store in"),
     ],
 )

@@ -202,7 +202,7 @@ def test_a_requested_base_is_compared_with_as_it_is(repository: Repository) -> N
 
 @pytest.mark.parametrize("base", ["no-such-branch", "--output=/tmp/x"])
 def test_a_base_that_names_no_commit_is_refused(repository: Repository, base: str) -> None:
-    with pytest.raises(SettingsError, match="--gate-base="):
+    with pytest.raises(SettingsError, match="names no commit"):
         repository.changes(base=base)
 
 
@@ -249,6 +249,15 @@ def test_a_repository_that_git_cannot_read_is_not_taken_for_none(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(WorkspaceError, match="there is no `git` to read it with"):
         workspace.changes(repository.root, Settings())
+
+
+def test_what_appears_in_a_config_is_counted_in_words(repository: Repository) -> None:
+    judged = CONFIG + f"golden: {{judge: {{model: {'long' * 20}}}}}\n"
+    repository.write("golden/hello/config.yaml", judged)
+
+    (change,) = repository.changes().changed
+
+    assert [(each.baseline, each.candidate) for each in change.fields] == [("", "added: 1 key (judge)")]
 
 
 def test_settings_under_which_there_is_no_config_at_all_are_refused(

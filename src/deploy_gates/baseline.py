@@ -27,7 +27,7 @@ def changes(
     environment = base.removeprefix(PREFIX)
     if environment not in ENVIRONMENTS:
         raise SettingsError(
-            f"--gate-base={base} names no environment", hint=", ".join(PREFIX + each for each in ENVIRONMENTS)
+            f"the base {base} names no environment", hint=", ".join(PREFIX + each for each in ENVIRONMENTS)
         )
     served = _served(root, settled, environment)
     return workspace.changes_since(

@@ -64,13 +64,14 @@ def _told(value: Json) -> str:
     if isinstance(value, str):
         return f"{len(value.splitlines())} lines" if "\n" in value else f"{len(value.split())} words"
     if isinstance(value, dict):
-        return _listed("keys", iter(value))
+        return _listed(iter(value))
     return f"{len(value)} items" if isinstance(value, list) else text
 
 
-def _listed(what: str, names: Iterator[str]) -> str:
+def _listed(names: Iterator[str]) -> str:
     listed = list(names)
-    return f"{len(listed)} {what} ({', '.join(listed[:3])}{', …' if len(listed) > 3 else ''})"
+    keys = "key" if len(listed) == 1 else "keys"
+    return f"{len(listed)} {keys} ({', '.join(listed[:3])}{', …' if len(listed) > 3 else ''})"
 
 
 def lines(baseline: str, candidate: str, *, context: int = 2) -> list[str]:

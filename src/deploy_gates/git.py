@@ -88,7 +88,7 @@ class Git:
         commit = self.try_("rev-parse", "--verify", "--quiet", "--end-of-options", f"{requested}^{{commit}}")
         if not commit:
             raise SettingsError(
-                f"--gate-base={requested} names no commit of this repository",
+                f"the base {requested} names no commit of this repository",
                 hint="fetch it first, or name another commit, branch, or tag",
             )
         return Base(commit=commit, name=requested, is_head=commit == self.head)
@@ -146,7 +146,11 @@ def find(root: Path) -> Git | None:
         said = done.stderr.decode(errors="replace").strip()
         if "not a git repository" in said:
             return None
-        raise WorkspaceError(f"git cannot read this repository: {said}")
+        why, *advice = said.splitlines() or [f"status {done.returncode}"]
+        raise WorkspaceError(
+            f"git cannot read this repository: {why.removeprefix('fatal: ')}",
+            hint=advice[-1].strip() if advice else "",
+        )
     shallow, inside = done.stdout.decode().split()
     if inside != "true":
         return None

@@ -69,7 +69,7 @@ def changes(
     if repository is None or not repository.head:
         _check_any(here, settled)
         if base:
-            raise SettingsError(f"--gate-base={base} needs a git repository with a commit, and here is none")
+            raise SettingsError(f"the base {base} needs a git repository with a commit, and here is none")
         why = "no git repository" if repository is None else "a git repository without commits"
         new = tuple(_new(read_snapshot(root, file)) for file in _chosen(here, names))
         return Changes(changed=new, base="nothing", notes=(f"this is {why}: every config counts as new",))

@@ -393,6 +393,17 @@ def test_an_unknown_case_is_inconclusive_whatever_the_others_say() -> None:
     assert result.unknown == 1
 
 
+def test_a_case_that_its_judge_leaves_unknown_is_told_in_whole_words() -> None:
+    change = a_change_of(cases(400))
+    outcomes = run(change, endpoint())
+    why = "no recorded answer for judge of case-399"
+    outcomes[-1] = replace(outcomes[-1], found=Found.UNKNOWN, reasons=(why,))
+
+    result = judge(change, outcomes)
+
+    assert result.reasons == ("case-399 is not known: no recorded answer for judge",)
+
+
 def test_unknown_cases_are_counted_by_their_reason_and_bring_its_remedy() -> None:
     change = a_change_of(cases(30))
 

@@ -122,10 +122,9 @@ def terminal() -> Terminal:
 
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
-    number = int(text)
-    if number < 1:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return number
+    return int(text)
 
 
 def weight(text: str) -> int | None:

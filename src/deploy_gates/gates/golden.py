@@ -290,7 +290,7 @@ def _unknown_findings(unknown: Sequence[Outcome]) -> Iterator[_Finding]:
 def _without_id(outcome: Outcome) -> str:
     """Its reason without its own name, so that equal ones are equal."""
     why = outcome.reasons[0] if outcome.reasons else "no reason was given"
-    return re.sub(rf"\s*(\bfor )?(?<![\w-]){re.escape(outcome.case)}(?![\w-])\s*", " ", why).strip()
+    return re.sub(rf"\s*(\b(?:for|of) )?(?<![\w-]){re.escape(outcome.case)}(?![\w-])\s*", " ", why).strip()
 
 
 # --- Before the run -----------------------------------------------------------------------------
