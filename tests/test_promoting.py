@@ -402,6 +402,20 @@ def test_what_cannot_be_done_says_so_in_one_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_looking_for_what_is_not_there_does_not_say_that_nothing_is(project: Project, run: Command) -> None:
+    run("store", "upgrade")
+
+    told = [
+        run(*each).stdout for each in (["status"], ["status", "nope"], ["log", "nope", "--env", "production"])
+    ]
+
+    assert told == [
+        "nothing was promoted yet\n",
+        "nothing of nope was promoted yet\n",
+        "nothing of nope was promoted to production yet\n",
+    ]
+
+
 def test_looking_makes_nothing(project: Project, run: Command) -> None:
     for command in ("status", "log", "rollback"):
         run(command, *(["triage"] if command == "rollback" else []))

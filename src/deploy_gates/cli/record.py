@@ -283,7 +283,7 @@ def _status(asked: argparse.Namespace) -> int:
         return DONE
     screen, now = terminal(), clock.now()
     for line in (
-        *record.status(standings, screen, now=now),
+        *record.status(standings, screen, now=now, config=asked.config, environment=asked.env),
         *shipping.under_way(promotions, screen, now=now),
     ):
         print(line)
@@ -324,7 +324,7 @@ def _log(asked: argparse.Namespace) -> int:
         verified: Json = list(problems) if asked.verify else None
         print_json({"events": [each.to_json() for each in events], "problems": verified})
         return status
-    lines = record.history(events, terminal())
+    lines = record.history(events, terminal(), only=asked.config, environment=asked.env)
     if asked.verify:
         lines += record.verification(deployments, problems, terminal())
     for line in lines:

@@ -36,10 +36,17 @@ class Terminal:
         return f"\x1b[{color}m{text}\x1b[0m" if self.color and text else text
 
 
-def status(standings: Sequence[Standing], terminal: Terminal, *, now: datetime) -> list[str]:
+def status(
+    standings: Sequence[Standing],
+    terminal: Terminal,
+    *,
+    now: datetime,
+    config: str = "",
+    environment: str = "",
+) -> list[str]:
     """What each environment serves, since when, by whom, and which clients follow."""
     if not standings:
-        return ["nothing was promoted yet"]
+        return [_nothing(config, environment, terminal)]
     names = max(len("config"), *(len(each.deployment.config) for each in standings))
     columns = (min(names, NAME_MAX) + 2, 14, 26)
     heads = ("config", "environment", "serves", "since")
@@ -52,7 +59,14 @@ def status(standings: Sequence[Standing], terminal: Terminal, *, now: datetime) 
     return [*lines, ""]
 
 
-def history(events: Iterable[Event], terminal: Terminal) -> list[str]:
+def _nothing(config: str, environment: str, terminal: Terminal) -> str:
+    of, to = f" of {terminal.said(config)}" * bool(config), f" to {environment}" * bool(environment)
+    return f"nothing{of} was promoted{to} yet"
+
+
+def history(
+    events: Iterable[Event], terminal: Terminal, *, only: str = "", environment: str = ""
+) -> list[str]:
     """The log, as it is given: a line an event, by config, with who did it and why below."""
     lines: list[str] = []
     for config, group in groupby(events, key=lambda each: each.config):
@@ -72,7 +86,7 @@ def history(events: Iterable[Event], terminal: Terminal) -> list[str]:
                 lines += [
                     " " * _INDENT + terminal.ink(line, _DIM) for line in wrap(text, terminal.width - _INDENT)
                 ]
-    return [*lines, ""] if lines else ["nothing was promoted yet"]
+    return [*lines, ""] if lines else [_nothing(only, environment, terminal)]
 
 
 def verification(deployments: Sequence[Deployment], problems: Sequence[str], terminal: Terminal) -> list[str]:
