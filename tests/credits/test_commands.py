@@ -154,3 +154,13 @@ def test_a_limit_of_nothing_is_taken_away(run: Command) -> None:
 
     assert [each["rate"] for each in json.loads(left.stdout)["limits"]] == ["tokens_per_day"]
     assert "limits" not in run("sweep", "--json").stdout
+
+
+def test_what_is_taken_back_is_said_so(run: Command) -> None:
+    run("org", "add", "acme")
+    run("grant", "acme", "5000")
+
+    taken = run("grant", "acme", "-1000")
+
+    assert taken.stdout == "1,000 credits taken back: acme has 4,000 available\n"
+    assert "terms:1 " in run("statement", "acme").stdout

@@ -12,7 +12,7 @@ import pytest
 
 from deploy_gates.core.cost import Price
 from deploy_gates.core.errors import StoreError, StoreUnavailable
-from deploy_gates.core.ledger import OWN_ID, Answer, Kind, No, Terms, Transaction
+from deploy_gates.core.ledger import OWN_ID, TERMS_ID, Answer, Kind, No, Terms, Transaction
 from deploy_gates.credits import AsyncCredits, Credits, Usage
 from deploy_gates.credits.batching import Batcher
 from deploy_gates.store import open_store
@@ -140,6 +140,7 @@ def test_who_comes_after_the_end_is_told_so(purse: Credits) -> None:
         {"id": ""},
         {"id": "x" * 201},
         {"id": f"{OWN_ID}1"},
+        {"id": f"{TERMS_ID}1"},
         {"id": "a\0b"},
         {"amount": -1},
         {"amount": 10**16},

@@ -37,7 +37,7 @@ NO_USAGE = Usage(input_tokens=0, output_tokens=0)
 HOLD = timedelta(minutes=10)
 """How long a reservation holds unless its caller says otherwise."""
 HOLD_MAX = timedelta(days=7)
-OWN_ID = "expired:"
+OWN_ID, TERMS_ID = "expired:", "terms:"
 """How ids begin that the ledger gives itself; nobody else's may."""
 
 
@@ -300,8 +300,8 @@ class Transaction:
                 yield f"`{name}` has {least} {ID_MAX_CHARS} characters"
         if len(self.note) > NOTE_MAX_CHARS or not is_text(self.note):
             yield f"`note` has at most {NOTE_MAX_CHARS} characters"
-        if self.id.startswith(OWN_ID):
-            yield f"an id that begins with {OWN_ID!r} is the ledger's own"
+        if self.id.startswith((OWN_ID, TERMS_ID)):
+            yield f"an id that begins with {OWN_ID!r} or {TERMS_ID!r} is the ledger's own"
         if self.kind in (Kind.EXPIRE, Kind.TERMS):
             yield f"nobody asks for {self.kind}: the ledger writes that down itself"
         if self.reservation and self.kind not in (Kind.POST, Kind.VOID):
@@ -629,7 +629,7 @@ def on_terms(organisation: Organisation, terms: Terms, *, actor: str, note: str,
     entry = Entry(
         organisation=organisation.id,
         seq=0,
-        id=f"{OWN_ID}terms:{organisation.seq + 1}",
+        id=f"{TERMS_ID}{organisation.seq + 1}",
         kind=Kind.TERMS,
         multiplier_ppm=terms.multiplier_ppm,
         actor=actor,

@@ -163,9 +163,12 @@ def done(answer: Answer, terminal: Terminal) -> list[str]:
     if entry is None:
         return [terminal.ink(terminal.said(f"refused: {answer.reason}, and nothing was changed"), _RED)]
     before = ", as it was before" if answer.replayed else ""
-    verb = {Kind.GRANT: "granted", Kind.CORRECT: "given back"}.get(entry.kind, entry.kind.value)
-    available = written(answer.balance.available)
-    text = f"{written(entry.amount)} credits {verb}{before}: {answer.organisation} has {available} available"
+    given, taken = {Kind.GRANT: ("granted", "taken back"), Kind.CORRECT: ("given back", "charged")}.get(
+        entry.kind, (entry.kind.value, entry.kind.value)
+    )
+    verb = given if entry.amount >= 0 else taken
+    amount, available = written(abs(entry.amount)), written(answer.balance.available)
+    text = f"{amount} credits {verb}{before}: {answer.organisation} has {available} available"
     return [terminal.said(text)]
 
 
