@@ -247,7 +247,9 @@ def test_evidence_that_cannot_be_trusted_is_not_kept(server: Server) -> None:
 
 # --- Who may ------------------------------------------------------------------------------------
 
-READ, REPORT, PROMOTE = ({each} for each in (Scope.READ, Scope.REPORT, Scope.PROMOTE))
+READ, REPORT, PROMOTE, SPEND, GRANT = (
+    {each} for each in (Scope.READ, Scope.REPORT, Scope.PROMOTE, Scope.SPEND, Scope.GRANT)
+)
 EVERYTHING = {
     ("GET", "/readyz"): READ,
     ("GET", "/metrics"): READ,
@@ -268,6 +270,13 @@ EVERYTHING = {
     ("POST", "/v1/evidence"): PROMOTE,
     ("POST", "/v1/deployments/{config}/{environment}/promote"): PROMOTE,
     ("POST", "/v1/deployments/{config}/{environment}/rollback"): PROMOTE,
+    ("GET", "/v1/credits/organisations"): READ,
+    ("POST", "/v1/credits/organisations"): GRANT,
+    ("GET", "/v1/credits/organisations/{organisation}"): READ,
+    ("PUT", "/v1/credits/organisations/{organisation}/terms"): GRANT,
+    ("GET", "/v1/credits/organisations/{organisation}/statement"): READ,
+    ("GET", "/v1/credits/organisations/{organisation}/verify"): READ,
+    ("POST", "/v1/credits/transactions"): SPEND | GRANT,
 }
 """Any of these scopes suffices."""
 
@@ -283,6 +292,7 @@ def statuses(
         "flag": "ticket-triage",
         "instance": "a1",
         "config": "ticket-triage",
+        "organisation": "acme",
     }
     return {
         (method, path): server.ask(method, path.format(**place), {}, token=token).status
@@ -306,7 +316,7 @@ def test_whatever_is_described_has_its_scope_here() -> None:
 def test_nothing_but_health_is_open_once_there_is_a_token(store: Store, server: Server) -> None:
     without, unknown = statuses(server, ""), statuses(server, "dg_0_x")
     wrong = {}
-    for scopes in (READ, READ | REPORT, REPORT, PROMOTE):
+    for scopes in (READ, READ | REPORT, REPORT, PROMOTE, GRANT, SPEND | GRANT):
         asked = [each for each, enough in EVERYTHING.items() if enough == scopes]
         wrong |= statuses(server, a_token(store, *(set(Scope) - scopes)), asked)
 
@@ -347,7 +357,7 @@ def test_on_loopback_reading_is_open_until_there_is_a_token(store: Store) -> Non
         until(lambda: server.ask("GET", "/v1/status").status == 401)
 
     assert {each for each, status in opened.items() if status == 401} == {
-        each for each, scopes in EVERYTHING.items() if scopes == PROMOTE
+        each for each, scopes in EVERYTHING.items() if not scopes & (READ | REPORT)
     }
 
 

@@ -21,10 +21,6 @@ class Kind(StrEnum):
     """What a move does."""
 
     PROMOTE = "promote"
-    SPEND = "spend"
-    """Credits: reserve, post, void, consume."""
-    GRANT = "grant"
-    """Credits: organisations, their limits, grants and corrections."""
     """The digest becomes what everybody gets."""
     CANARY = "canary"
     """The digest is served to a share, or the share is changed."""

@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -154,8 +155,8 @@ async def _within(request: Request, *scopes: Scope) -> JsonObject:
         try:
             await allowed(request, each)
             return await document(request)
-        except Exception as error:
-            if getattr(error, "status_code", 0) != 403:
+        except HTTPException as error:
+            if error.status_code != 403:
                 raise
     await allowed(request, scopes[-1])
     return await document(request)
