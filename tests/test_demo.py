@@ -218,7 +218,9 @@ def test_every_process_finds_a_store_that_was_named_from_here(
 
     with Stage(url="sqlite:///mine.db", has_server=False) as stage:
         url = stage.url
-        services = len(_with("deploy_gates.demo.users", url))
+        services, deadline = 0, time.monotonic() + PATIENCE_S
+        while services < 3 and time.monotonic() < deadline:  # what was begun just now has no name yet
+            services = len(_with("deploy_gates.demo.users", url))
 
     assert url == f"sqlite:///{tmp_path}/mine.db"
     assert services == 3
