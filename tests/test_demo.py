@@ -124,7 +124,8 @@ def test_the_whole_story_in_a_terminal_in_two_minutes(tmp_path: Path) -> None:
     assert status == 200
     assert "SHIPPED" in said
     assert "ROLLED BACK" in said
-    assert re.search(r"rolled back  \w{7}  a bad change\r\n\s+errors rose .*% sure", said), said
+    why = r"errors (rose .*% sure|reached the hard limit)"  # chance may send the first errors close together
+    assert re.search(rf"rolled back  \w{{7}}  a bad change\r\n\s+{why}", said), said
     assert re.search(r"blocked      \w{7}", said)
     assert re.search(r"3 of 3 clients served that \d{1,3} ms after the decision", said), "within a second"
     assert max(len(each) for each in said.splitlines()) <= 96

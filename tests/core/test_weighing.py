@@ -349,6 +349,20 @@ def test_what_is_spent_at_the_marks_is_their_part_at_most(seed: int, extensions:
         assert 0.6 * mark_rate(plan, mark) < spent <= mark_rate(plan, mark) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("n", [1, 5, 14, 34, 58])
+@pytest.mark.parametrize("share", [3, 19])
+def test_where_errors_alone_roll_back_no_worse_lies_outside_of_their_interval(n: int, share: int) -> None:
+    errors, plan = DEFAULT_METRICS[0], QUICK
+    enough = plan.false_rollback / 2 / len(plan.metrics)
+
+    for in_baseline in (0, 1, 3):
+        for in_candidate in range(1, n + 1):
+            sums = ShareSums().added(errors, (in_baseline, n * share), (in_candidate, n))
+            (harm,), (measured,) = sums.harms(errors), sums.measured(errors, plan)
+            if harm.value >= -math.log(enough):
+                assert (measured.bounds.low or 0) > 1, (in_baseline, in_candidate)
+
+
 def test_the_first_errors_are_a_hard_limit() -> None:
     every = [*traffic(0, seed=14), tally(Arm.BASELINE, 0, 95), tally(Arm.CANDIDATE, 0, 6, errors=5)]
 

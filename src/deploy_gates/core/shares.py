@@ -31,8 +31,8 @@ _SAFE: Floats = np.array([0.0, 0.35, -0.5])
 _RARE: Floats = np.array([0.1, 0.4])
 """And where bad outcomes are rare: parts of the margin in points. Who is worse by it has at least so many."""
 _SAFE_PRIOR = sequential.prior(6, 1.8, 0.8, 0.9, 0.5)
-_NEAR = np.array([2, 4, 6, 9, 13, 18, 25, 35, 50])
-_NEAR_PRIOR = sequential.prior(1, 2, 2, 2, 2, 2, 1, 1, 0.5)
+_NEAR = np.array([2, 4, 6, 9, 13, 18, 25, 35, 50, 75, 106])
+_NEAR_PRIOR = sequential.prior(1, 2, 2, 2, 2, 2, 1, 1, 0.5, 0.3, 0.7)
 """Alternatives of the confidence sequence: so many steps of the grid away, on both sides."""
 _NEAR_WEIGHTS = np.concatenate([_NEAR_PRIOR, _NEAR_PRIOR]) / 2
 _NEAR_PLACES = np.clip(
