@@ -15,6 +15,7 @@ E-values; Ville 1939 for the bound 1/alpha at all times; McCullagh and Nelder 19
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -35,6 +36,8 @@ SETTLED = 0.01
 """A last step shorter than this has found it."""
 TERMS_MAX = 512
 """Sums of so many terms are added up one by one; longer ones go by the saddlepoint."""
+TABLED = 1 << 15
+"""The factorials of smaller numbers are looked up: a bin seldom has more requests."""
 
 
 def log_mean_product(log_w: Floats, n: Floats, k: float) -> Floats:
@@ -143,6 +146,13 @@ def hypergeometric(total: int, marked: int, k: int, *, log_theta: float = 0.0) -
 
 def _hypergeometric(total: int, marked: int, k: int, low: int, high: int) -> tuple[Floats, Floats]:
     j = np.arange(low, high + 1, dtype=float)
+    if total >= TABLED:
+        counts = np.stack([j, marked - j, k - j, total - marked - k + j])
+        log_ways = gammaln(counts + 1).sum(axis=0)
+    else:
+        table, rest = _log_factorials(), total - marked - k
+        log_ways = table[low : high + 1] + table[rest + low : rest + high + 1]
+        log_ways += table[marked - high : marked - low + 1][::-1] + table[k - high : k - low + 1][::-1]
     constant = (
         math.lgamma(marked + 1)
         + math.lgamma(total - marked + 1)
@@ -150,8 +160,12 @@ def _hypergeometric(total: int, marked: int, k: int, low: int, high: int) -> tup
         + math.lgamma(k + 1)
         + math.lgamma(total - k + 1)
     )
-    counts = np.stack([j, marked - j, k - j, total - marked - k + j])
-    return j, constant - gammaln(counts + 1).sum(axis=0)
+    return j, np.asarray(constant - log_ways)
+
+
+@functools.cache
+def _log_factorials() -> Floats:
+    return np.asarray(gammaln(np.arange(1, TABLED + 1, dtype=np.float64)))
 
 
 TILTS: Floats = 0.006 * 1.7 ** np.arange(10, dtype=np.float64)

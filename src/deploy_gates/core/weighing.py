@@ -312,20 +312,38 @@ def _metric(metric: Metric, sums: MetricSums, stratum: _Stratum, judged: bool) -
 # --- What it comes to ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Harm:
+    """The e-values against "no worse", by metric, and the part of each metric."""
+
+    weights: Mapping[str, float]
+    found: Mapping[str, tuple[Evidence, ...]]
+
+    @classmethod
+    def of(cls, plan: Plan, sums: Sums) -> _Harm:
+        found = {each.name: sums.metrics[each.name].harms(each) for each in plan.metrics}
+        return cls(weights=_weights(plan), found=found)
+
+    def log_e(self, metric: str) -> float:
+        """The logarithm of the e-value of a metric."""
+        deciding = [each for each in self.found[metric] if each.part]
+        return float(np.logaddexp.reduce([math.log(each.part) + each.value for each in deciding]))
+
+    def log_family(self, plan: Plan) -> float:
+        """The logarithm of the e-value of all that are judged."""
+        parts = [math.log(self.weights[each.name]) + self.log_e(each.name) for each in plan.judged]
+        return float(np.logaddexp.reduce(parts))
+
+
 def _decision(plan: Plan, sums: Sums, arms: Arms, at_ms: int, started_ms: int | None, marks: int) -> Decision:
     elapsed_s = 0.0 if started_ms is None else (at_ms - started_ms) / 1000
-    weights = _weights(plan)
-    log_e = float(
-        np.logaddexp.reduce(
-            [math.log(weights[each.name]) + _log_harm(each, sums.metrics[each.name]) for each in plan.judged]
-        )
-    )
+    harm = _Harm.of(plan, sums)
     is_mark = marks <= _extensions(plan) and elapsed_s >= plan.mark_s * (marks + 1)
     failed = _failed(plan, sums, marks) if is_mark else ()
     readings = tuple(
         reading
         for metric in plan.metrics
-        for reading in _readings(plan, metric, sums.metrics[metric.name], weights[metric.name], failed)
+        for reading in _readings(plan, metric, sums.metrics[metric.name], harm, failed)
     )
     marks += is_mark
     draft = Decision(
@@ -337,7 +355,7 @@ def _decision(plan: Plan, sums: Sums, arms: Arms, at_ms: int, started_ms: int | 
         started_ms=started_ms,
         readings=readings,
         arms=arms,
-        log_e=log_e,
+        log_e=harm.log_family(plan),
         log_e_limit=_log_limit(plan),
         log_e_proof=-math.log(plan.false_promotion),
         log_e_split=_log_split(plan, sums),
@@ -347,12 +365,12 @@ def _decision(plan: Plan, sums: Sums, arms: Arms, at_ms: int, started_ms: int | 
         missing=_missing(plan, sums, arms, elapsed_s),
         sums=sums,
     )
-    action, reason, cause = _verdict(draft, weights, failed, is_mark)
+    action, reason, cause = _verdict(draft, harm, failed, is_mark)
     return replace(draft, action=action, reason=reason, cause=cause)
 
 
 def _verdict(
-    draft: Decision, weights: Mapping[str, float], failed: tuple[str, ...], is_mark: bool
+    draft: Decision, harm: _Harm, failed: tuple[str, ...], is_mark: bool
 ) -> tuple[Action, str, tuple[str, ...]]:
     plan, sums = draft.plan, draft.sums
     if draft.started_ms is None:
@@ -364,7 +382,7 @@ def _verdict(
         )
         return Action.ROLLBACK, why, (f"{ERRORS}.limit",)
     if draft.log_e >= draft.log_e_limit:
-        cause = _cause(plan, sums, weights)
+        cause = _cause(plan, harm)
         why = f"{cause[0]} is worse, proved {_odds(draft.log_e)} to 1; {_odds(draft.log_e_limit)} were needed"
         return Action.ROLLBACK, why, cause
     if failed:
@@ -375,7 +393,7 @@ def _verdict(
     is_silent = _is_silent(plan, sums) or sums.silent_baseline >= plan.missing_bins
     if is_silent or draft.log_e_split >= SPLIT_LIMIT:
         return Action.HOLD, f"{draft.missing[0]}: traffic stays as it is", ()
-    unproved = _unproved(draft)
+    unproved = _unproved(draft, harm)
     if not unproved and not draft.missing:
         return Action.PROMOTE, "every metric is proved to be no worse than its margin", ()
     open_points = "; ".join(list(dict.fromkeys([*draft.missing, *unproved]))[:3])
@@ -448,19 +466,13 @@ def mark_tests(plan: Plan, sums: Sums, mark: int) -> tuple[MarkTest, ...]:
     )
 
 
-def _log_harm(metric: Metric, sums: MetricSums) -> float:
-    """The logarithm of the e-value of a metric against "no worse"."""
-    deciding = [each for each in sums.harms(metric) if each.part]
-    return float(np.logaddexp.reduce([math.log(each.part) + each.value for each in deciding]))
-
-
-def _cause(plan: Plan, sums: Sums, weights: Mapping[str, float]) -> tuple[str, ...]:
+def _cause(plan: Plan, harm: _Harm) -> tuple[str, ...]:
     """The aspects with the most evidence of harm: those that are enough alone, or else the strongest."""
     found = sorted(
         (
-            (math.log(weights[metric.name] * each.part) + each.value, _named(metric.name, each.aspect))
+            (math.log(harm.weights[metric.name] * each.part) + each.value, _named(metric.name, each.aspect))
             for metric in plan.judged
-            for each in sums.metrics[metric.name].harms(metric)
+            for each in harm.found[metric.name]
             if each.part
         ),
         reverse=True,
@@ -520,7 +532,7 @@ def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str,
     return tuple(found)
 
 
-def _unproved(draft: Decision) -> list[str]:
+def _unproved(draft: Decision, harm: _Harm) -> list[str]:
     """Why a promotion is not proved, a clause each."""
     found = []
     names = {each.name: each for each in draft.plan.judged}
@@ -531,10 +543,10 @@ def _unproved(draft: Decision) -> list[str]:
             more = f", about {each.needed:,} more {draft.plan.unit}s" if each.needed else ""
             found.append(f"{_named(each.metric, each.aspect)} is not proved{more}")
     provable = {each.metric for each in draft.readings if each.margin_ratio is not None}
-    for name, metric in names.items():
+    for name in names:
         if not draft.sums.metrics[name].seen or name not in provable:
             found.append(f"nothing is known of {name} yet")  # and nothing is no proof
-        if _log_harm(metric, draft.sums.metrics[name]) >= SUSPICION:
+        if harm.log_e(name) >= SUSPICION:
             found.append(f"{name} looks worse")
     return found
 
@@ -543,13 +555,13 @@ def _unproved(draft: Decision) -> list[str]:
 
 
 def _readings(
-    plan: Plan, metric: Metric, sums: MetricSums, weight: float, failed: tuple[str, ...]
+    plan: Plan, metric: Metric, sums: MetricSums, harm: _Harm, failed: tuple[str, ...]
 ) -> list[Reading]:
-    harms = {each.aspect: each for each in sums.harms(metric)}
+    harms = {each.aspect: each for each in harm.found[metric.name]}
     found = []
     for each in sums.measured(metric, plan):
-        harm = harms[each.aspect]
-        word = _word(plan, metric, each, harm, weight, failed)
+        evidence = harms[each.aspect]
+        word = _word(plan, metric, each, evidence, harm.weights[metric.name], failed)
         is_open = word is Word.UNDECIDED and each.margin_ratio is not None
         found.append(
             Reading(
@@ -563,7 +575,7 @@ def _readings(
                 low=each.bounds.low,
                 high=each.bounds.high,
                 margin_ratio=each.margin_ratio,
-                log_e_harm=harm.value,
+                log_e_harm=evidence.value,
                 log_e_safe=each.log_e_safe,
                 word=word,
                 seen_baseline=sums.seen_baseline,
@@ -579,13 +591,13 @@ def _word(
     plan: Plan,
     metric: Metric,
     measured: Measured,
-    harm: Evidence,
+    evidence: Evidence,
     weight: float,
     failed: tuple[str, ...],
 ) -> Word:
     low, high, margin = measured.bounds.low, measured.bounds.high, measured.margin_ratio
-    spent = weight * harm.part
-    is_proved = spent > 0 and harm.value + math.log(spent) >= _log_limit(plan)
+    spent = weight * evidence.part
+    is_proved = spent > 0 and evidence.value + math.log(spent) >= _log_limit(plan)
     is_beyond = low is not None and margin is not None and low > margin
     if is_proved or is_beyond or _named(metric.name, measured.aspect) in failed:
         return Word.HARMFUL
