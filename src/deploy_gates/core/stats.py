@@ -73,9 +73,12 @@ class Paired:
     conclusion: Conclusion
 
 
-def paired(pairs: Sequence[Pair], *, margin: float, confidence: float) -> Paired:
+def paired(
+    pairs: Sequence[Pair], *, margin: float, confidence: float, harmful: float | None = None
+) -> Paired:
     """Whether the candidate loses less than `margin`; each of its errors has at most `1 - confidence`.
 
+    `harmful` is the confidence of a finding that it is worse, where that is another one.
     `ValueError` for no pairs, for scores outside 0..1, and for weights that are not positive.
     """
     _check(pairs, margin, confidence)
@@ -87,7 +90,7 @@ def paired(pairs: Sequence[Pair], *, margin: float, confidence: float) -> Paired
     conclusion = Conclusion.UNDECIDED
     if low >= -margin:
         conclusion = Conclusion.NO_WORSE
-    elif p_worse < 1 - confidence:
+    elif p_worse < 1 - (harmful or confidence):
         conclusion = Conclusion.WORSE
     total = math.fsum(pair.weight for pair in pairs)
     return Paired(

@@ -18,15 +18,29 @@ from deploy_gates.core import stats
 from deploy_gates.core.stats import Conclusion, Pair, Paired
 
 SHARES = (0.02, 0.03, 0.045, 0.065, 0.09, 0.12, 0.16, 0.21, 0.27, 0.35, 0.45, 0.57, 0.7, 0.84, 1.0)
-"""After so much of the sample one looks."""
+"""After so much of the sample one looks, and as soon as not a single change would prove safety."""
 CASES_MIN = 500
 """With fewer cases than these, looking early costs more in proof than in calls."""
 LOOK_MIN = 20
-SPENDING = 1.0
-"""The exponent by which the error is spent: 1 is in proportion to what is known."""
+SPENDING = 0.8
+"""The exponent by which the error of a proof of safety is spent: less than 1 is sooner than in proportion to
+what is known, for a change that changes nothing. That of a proof of harm is spent in proportion."""
 GRID = 80
 REACH = 6.0
 """So far out are chances still counted, in standard errors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What one look may conclude: all together have the confidence that was declared."""
+
+    cases: int
+    """After so many."""
+    safe: float | None
+    """The confidence of a proof of safety; `None`: so few could not prove it even if nothing changed at all,
+    and what is not spent here is there for the looks to come."""
+    harmful: float
+    """That of a proof of harm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +49,6 @@ class Stopped:
 
     cases: int
     """So many cases it rests on."""
-    confidence: float
-    """That of this look: all looks together have the one that was declared."""
     found: Paired
 
 
@@ -73,19 +85,20 @@ def order(cases: tuple[Case, ...], seed: str) -> tuple[str, ...]:
     return tuple(case for *_, case in sorted((first[cluster], cluster, case) for _, cluster, case in placed))
 
 
-def looks(n: int) -> tuple[int, ...]:
-    """After how many of `n` cases one looks; once, at the end, where they are few."""
+@functools.cache
+def looks(n: int, *, margin: float, confidence: float) -> tuple[Look, ...]:
+    """When one looks at `n` cases; once, at the end, where they are few."""
     if n < CASES_MIN:
-        return (n,)
-    return tuple(math.ceil(share * n) for share in SHARES if share * n >= LOOK_MIN)
-
-
-def confidences(n: int, confidence: float) -> tuple[float, ...]:
-    """The confidence of each look."""
-    if n < CASES_MIN:
-        return (confidence,)
-    first = len(SHARES) - len(looks(n))
-    return _confidences(SHARES[first:], confidence)
+        return (Look(cases=n, safe=confidence, harmful=confidence),)
+    error = 1 - confidence
+    counts = {math.ceil(share * n) for share in SHARES if share * n >= LOOK_MIN}
+    soonest = next((k for k in range(LOOK_MIN, n) if (1 - margin) ** k <= _spent(k / n, error)), n)
+    counts = {each for each in counts if abs(each - soonest) > soonest / 10 or each == n} | {soonest}
+    shares = tuple(each / n for each in sorted(counts))
+    safe = tuple(_spent(share, error) if share * n >= soonest else 0.0 for share in shares)
+    harmful = tuple(error * share for share in shares)
+    levels = zip(sorted(counts), _confidences(shares, safe), _confidences(shares, harmful), strict=True)
+    return tuple(Look(cases=cases, safe=one, harmful=other or confidence) for cases, one, other in levels)
 
 
 def decide(pairs: Sequence[Pair], *, n: int, margin: float, confidence: float, since: int = 0) -> Stopped:
@@ -94,17 +107,27 @@ def decide(pairs: Sequence[Pair], *, n: int, margin: float, confidence: float, s
     `pairs` are in the order in which they were asked, without a gap. Looks at no more than `since` of them
     have not decided, and are not taken again.
     """
-    due = [(look, level) for look, level in zip(looks(n), confidences(n, confidence), strict=True)]
-    due = [each for each in due if since < each[0] <= len(pairs)]
-    for look, level in due:
-        found = stats.paired(pairs[:look], margin=margin, confidence=level)
+    planned = looks(n, margin=margin, confidence=confidence)
+    look = planned[0]
+    for look in [each for each in planned if since < each.cases <= len(pairs)]:
+        found = _seen(pairs[: look.cases], look, margin)
         if found.conclusion is not Conclusion.UNDECIDED:
-            return Stopped(cases=look, confidence=level, found=found)
-    level = due[-1][1] if due else confidences(n, confidence)[0]
-    found = stats.paired(pairs, margin=margin, confidence=level)
+            return Stopped(cases=look.cases, found=found)
+    found = _seen(pairs, look, margin)
     if len(pairs) < n:  # between two looks nothing is decided
         found = stats.undecided(found)
-    return Stopped(cases=len(pairs), confidence=level, found=found)
+    return Stopped(cases=len(pairs), found=found)
+
+
+def _seen(pairs: Sequence[Pair], look: Look, margin: float) -> Paired:
+    found = stats.paired(pairs, margin=margin, confidence=look.safe or look.harmful, harmful=look.harmful)
+    is_too_soon = found.conclusion is Conclusion.NO_WORSE and look.safe is None
+    return stats.undecided(found) if is_too_soon else found
+
+
+def _spent(share: float, error: float) -> float:
+    """How much of the error proofs of safety may have used up by then."""
+    return error * math.pow(share, SPENDING)
 
 
 def _digest(seed: str, text: str) -> str:
@@ -115,19 +138,21 @@ def _digest(seed: str, text: str) -> str:
 
 
 @functools.cache
-def _confidences(shares: tuple[float, ...], confidence: float) -> tuple[float, ...]:
-    """Such that no effect crosses at a look as often as it may spend, and none before it."""
-    normal, error = NormalDist(), 1 - confidence
-    found: list[float] = []
-    spent = before = 0.0
+def _confidences(shares: tuple[float, ...], spent: tuple[float, ...]) -> tuple[float | None, ...]:
+    """Such that no effect crosses at a look as often as it may spend; `None` where that is never."""
+    normal = NormalDist()
+    found: list[float | None] = []
+    before = last = 0.0
     points: list[tuple[float, float]] = [(0.0, 1.0)]
     """The chance of each value of the sum, among those that have not crossed."""
-    for share in shares:
-        may, step = error * share**SPENDING - spent, share - before
-        bound = _crossing(points, step, may)
+    for share, until in zip(shares, spent, strict=True):
+        if until <= last:
+            found.append(None)
+            continue
+        bound = _crossing(points, share - before, until - last)
         found.append(normal.cdf(bound / math.sqrt(share)))
-        points = _moved(points, step, bound, low=-REACH * math.sqrt(share))
-        spent, before = spent + may, share
+        points = _moved(points, share - before, bound, low=-REACH * math.sqrt(share))
+        before, last = share, until
     return tuple(found)
 
 

@@ -348,7 +348,6 @@ class _Stopped:
     n: int
     known: tuple[_Scored, ...]
     """Those the conclusion rests on."""
-    confidence: float
     found: Paired
 
     @property
@@ -389,7 +388,12 @@ def is_certain(change: ConfigChange, outcomes: Sequence[Outcome], context: Conte
 def looks(change: ConfigChange, context: Context) -> tuple[int, ...]:
     """After how many of the cases in order it is worth asking whether they decide."""
     order, before = in_order(change, context), _asked_whatever(change, context)
-    return tuple(each + before for each in stopping.looks(len(order) - before))[:-1] if order else ()
+    return tuple(look.cases + before for look in _planned(len(order) - before, context))[:-1] if order else ()
+
+
+def _planned(n: int, context: Context) -> tuple[stopping.Look, ...]:
+    policy = context.policy.golden
+    return stopping.looks(n, margin=policy.margin_pt / 100, confidence=policy.confidence)
 
 
 def _stops_early(n: int, context: Context) -> bool:
@@ -420,20 +424,17 @@ def _stopped(
         first.append(by_case[case])
     if not first:
         return None
-    policy = context.policy.golden
+    policy, planned = context.policy.golden, _planned(len(sample), context)
     decided = stopping.decide(
         [each.pair for each in first],
         n=len(sample),
         margin=policy.margin_pt / 100,
         confidence=policy.confidence,
-        since=max((each for each in stopping.looks(len(sample)) if each < len(first)), default=0)
-        if is_new
-        else 0,
+        since=max((look.cases for look in planned if look.cases < len(first)), default=0) if is_new else 0,
     )
     return _Stopped(
         n=len(sample),
         known=tuple(first[: decided.cases]),
-        confidence=decided.confidence,
         found=decided.found,
     )
 
