@@ -218,7 +218,7 @@ def test_help_holds_an_example_that_can_be_copied_and_run(project: Project, comm
     example = told.splitlines()[-1]
     assert example.startswith(f"example: deploy-gates {command}")
     done = deploy_gates(*shlex.split(example)[2:], at=project.root)
-    assert done.returncode == (1 if command == "evidence verify" else 0), "it names evidence that is not here"
+    assert done.returncode == (2 if command == "evidence verify" else 0), "it names evidence that is not here"
 
 
 @pytest.mark.parametrize(
@@ -232,6 +232,7 @@ def test_help_holds_an_example_that_can_be_copied_and_run(project: Project, comm
         "init no/such/folder",
         "evidence",
         "evidence verify",
+        "evidence verify no-such-file.json",
         "evidence keygen no/such/folder/gates",
     ],
 )
@@ -251,4 +252,14 @@ def test_an_error_can_be_read_by_machines_too(project: Project) -> None:
     assert json.loads(done.stdout) == {
         "error": "there is no config `triaje` in this repository",
         "hint": "did you mean `triage`?",
+    }
+
+
+def test_a_command_that_is_misused_is_told_to_machines_too(project: Project) -> None:
+    done = deploy_gates("promote", "triage", "--json", at=project.root)
+
+    assert (done.returncode, done.stderr) == (2, "")
+    assert json.loads(done.stdout) == {
+        "error": "deploy-gates promote: the following arguments are required: --to",
+        "hint": "deploy-gates promote --help",
     }

@@ -381,7 +381,7 @@ def test_a_log_that_was_tampered_with_is_named(
         (["promote", "triage", "--to", "development", "--weight", "100"], 2, "is no share"),
         (["promote", "triage", "--to", "development", "--weight", "five"], 2, "is no share"),
         (["promote", "triage", "--to", "development", "--digest", "abc"], 1, "begins with abc"),
-        (["promote", "triage", "--to", "development", "--evidence", "none.json"], 1, "cannot be read"),
+        (["promote", "triage", "--to", "development", "--evidence", "none.json"], 2, "no file none.json"),
         (["rollback", "triage"], 3, "there is no store in"),
         (["status"], 3, "there is no store in"),
         (["log", "--verify"], 3, "there is no store in"),

@@ -92,6 +92,15 @@ def test_files_are_sent_once(server: Server) -> None:
     assert got(server, "/static/..%2f__init__.py").status == 404
 
 
+def test_where_there_is_no_page_people_get_one_and_programs_get_json(server: Server) -> None:
+    people = server.ask("GET", "/nowhere", token="", headers={"Accept": "text/html,*/*;q=0.8"})
+    programs = server.ask("GET", "/v1/nowhere", token="", headers={"Accept": "text/html"})
+
+    assert (people.status, people.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "there is no such page" in people.body.decode()
+    assert (programs.status, programs.headers["content-type"]) == (404, "application/json")
+
+
 def test_reading_is_open_until_there_is_a_token_and_then_needs_one(store: Store, server: Server) -> None:
     assert got(server, "/").status == 200
 

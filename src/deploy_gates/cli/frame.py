@@ -120,6 +120,14 @@ def terminal() -> Terminal:
     )
 
 
+def existing(text: str) -> Path:
+    """The file of that name, for argparse."""
+    path = Path(text)
+    if not path.exists() or path.is_dir():  # a pipe is as good
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
     if not (text.isascii() and text.isdecimal()) or int(text) < 1:

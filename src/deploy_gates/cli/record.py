@@ -13,6 +13,7 @@ from deploy_gates.cli.frame import (
     REFUSED,
     Commands,
     actor,
+    existing,
     group,
     opened,
     positive,
@@ -44,7 +45,7 @@ def add(commands: Commands) -> None:
     promote.add_argument("config", metavar="NAME", help="the config")
     promote.add_argument("--to", required=True, choices=ENVIRONMENTS, help="the environment")
     promote.add_argument("--digest", default="", help="a digest the store keeps (default: the file as it is)")
-    promote.add_argument("--evidence", default="", metavar="FILE", help="evidence to hand in first")
+    promote.add_argument("--evidence", type=existing, metavar="FILE", help="evidence to hand in first")
     promote.add_argument("--weight", default="", metavar="PCT", help="only for this share, as a canary: 5")
     promote.add_argument(
         "--adopt-policy",
@@ -173,7 +174,7 @@ def _promote(asked: argparse.Namespace) -> int:
         if asked.digest:
             digest = _kept(store, asked.config, asked.digest)
             if asked.evidence:
-                _admit(store, root, settled, Path(asked.evidence))
+                _admit(store, root, settled, asked.evidence)
         else:
             digest = _handed_in(store, root, settled, asked)
         moved = runner.promote(
@@ -214,8 +215,7 @@ def _handed_in(store: Store, root: Path, settled: Settings, asked: argparse.Name
     """Have the store keep the config as it is in the work tree, and the evidence for it; the digest."""
     from deploy_gates.ship.checkout import Checkout
 
-    evidence = Path(asked.evidence) if asked.evidence else None
-    checkout = Checkout(root=root, settled=settled, evidence=evidence)
+    checkout = Checkout(root=root, settled=settled, evidence=asked.evidence)
     digest = checkout.keep(store, asked.config)
     checkout.admit(store, asked.config, digest)
     return digest

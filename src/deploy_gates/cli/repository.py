@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy_gates.cli.frame import DONE, UNAVAILABLE, Commands, command, group, print_json
+from deploy_gates.cli.frame import DONE, UNAVAILABLE, Commands, command, existing, group, print_json
 from deploy_gates.core.canonical import Json, short
 from deploy_gates.core.errors import DeployGatesError
 
@@ -68,7 +68,7 @@ def add(commands: Commands) -> None:
         "check an evidence file: its form, its signature, and what it says",
         "deploy-gates evidence verify ticket-triage-8a41d07.json --key gates.pub.pem",
     )
-    verify.add_argument("file", help="an evidence file")
+    verify.add_argument("file", type=existing, help="an evidence file")
     verify.add_argument(
         "--key", action="append", default=[], metavar="PEM", help="a public key that is trusted; repeatable"
     )
@@ -240,9 +240,7 @@ def _verify(asked: argparse.Namespace) -> int:
 
     root = workspace.find_root(Path.cwd())
     names = asked.key or [str(root / each) for each in settings.load(root).public_keys]
-    verified = envelope.verify(
-        Path(asked.file), envelope.public_keys(root, names), require_signature=bool(names)
-    )
+    verified = envelope.verify(asked.file, envelope.public_keys(root, names), require_signature=bool(names))
     evidence = verified.evidence
     if asked.json:
         print_json({"signed_by": verified.signed_by, "statement": evidence.to_statement()})

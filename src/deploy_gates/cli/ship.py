@@ -21,6 +21,7 @@ from deploy_gates.cli.frame import (
     REFUSED,
     Commands,
     actor,
+    existing,
     opened,
     print_json,
     stored,
@@ -73,7 +74,7 @@ def add(commands: Commands) -> None:
     ship.add_argument(
         "--low-traffic", action="store_true", help="begin a canary that cannot see its own margins"
     )
-    ship.add_argument("--evidence", default="", metavar="FILE", help="evidence to hand in")
+    ship.add_argument("--evidence", type=existing, metavar="FILE", help="evidence to hand in")
     ship.add_argument("--by", default="", metavar="NAME", help="who does it (default: the user)")
 
     approve = stored(
@@ -101,7 +102,7 @@ def _ship(asked: argparse.Namespace) -> int:
     checkout = Checkout(
         root=root,
         settled=settings.load(root),
-        evidence=Path(asked.evidence) if asked.evidence else None,
+        evidence=asked.evidence,
     )
     if not (asked.configs or checkout.names):
         raise SettingsError(

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -39,6 +39,7 @@ from deploy_gates.ship.caretaking import Caretaker
 from deploy_gates.store import Store, open_store
 from deploy_gates.store.ledger import ledger_of
 
+FOR_PROGRAMS = ("/v1/", "/ofrep/")
 KEEP_ALIVE_S = 20
 CONCURRENT_MAX = 2_000
 """Requests at a time, streams among them; more are told to come back."""
@@ -176,7 +177,7 @@ def application(
         lifespan=lifespan,
         middleware=[_for_browsers(origins)] if origins else [],
         exception_handlers={
-            HTTPException: _answered,
+            HTTPException: _to_browsers(dashboard),
             DeployGatesError: _answered,
             500: _failed,
         },
@@ -286,6 +287,19 @@ class _Counting:
 
 def _answered(request: Request, failure: Exception) -> Response:
     return asking.raised(failure)
+
+
+def _to_browsers(dashboard: Dashboard) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """People who look for a page get one, even where there is none; programs get JSON."""
+
+    async def answered(request: Request, failure: Exception) -> Response:
+        is_page = "text/html" in request.headers.get("accept", "")
+        is_page = is_page and not request.url.path.startswith(FOR_PROGRAMS)
+        if is_page and isinstance(failure, HTTPException) and failure.status_code in (404, 405):
+            return await dashboard.elsewhere(request, failure)
+        return asking.raised(failure)
+
+    return answered
 
 
 def _failed(request: Request, failure: Exception) -> Response:

@@ -375,6 +375,12 @@ class Dashboard:
 
         return do
 
+    async def elsewhere(self, request: Request, failure: HTTPException) -> Response:
+        """The page that says that nothing is at this address."""
+        if failure.status_code == 404:
+            failure = refuse("there is no such page", 404, hint="/")
+        return self._problem(request, await self.visitors.known(request), failure)
+
     def _told(self, request: Request, to: str, said: str) -> Response:
         """Back to a page, which then says so."""
         return RedirectResponse(f"{to}?said={self.visitors.tell(request, said)}", 303)
