@@ -30,7 +30,7 @@ from deploy_gates.core.canary import (
 from deploy_gates.core.errors import SettingsError
 from deploy_gates.core.shares import ShareSums
 from deploy_gates.core.tally import BIN_MS, Arm, Histogram, Tally, Unit
-from deploy_gates.core.weighing import mark_rate, mark_tests, weigh
+from deploy_gates.core.weighing import mark_rate, mark_tests, sums_of, weigh
 
 START_MS = 1_000 * BIN_MS
 QUICK = Plan(warm_up_s=0)
@@ -343,8 +343,8 @@ def test_what_is_spent_at_the_marks_is_their_part_at_most(seed: int, extensions:
     assert mark_rate(plan, 0) < plan.false_rollback
     for mark in range(extensions + 1):
         spent = 0.0
-        for each in mark_tests(plan, found.sums, mark):
-            sums = found.sums.metrics[each.metric]
+        for each in mark_tests(plan, sums_of(found), mark):
+            sums = sums_of(found).metrics[each.metric]
             spent += chance(sums, each.level) if isinstance(sums, ShareSums) else each.level
         assert 0.6 * mark_rate(plan, mark) < spent <= mark_rate(plan, mark) * (1 + 1e-9)
 

@@ -10,14 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from deploy_gates.core.canonical import Json, JsonObject
 from deploy_gates.core.errors import SettingsError
 from deploy_gates.core.tally import BIN_MS, Unit
-
-if TYPE_CHECKING:
-    from deploy_gates.core.weighing import Sums
 
 ERRORS, LATENCY, COST = "errors", "latency", "cost"
 """The metrics every canary has; further ones are those that clients `score()`."""
@@ -240,8 +236,8 @@ class Decision:
     """About so many more requests of the candidate would decide the slowest metric."""
     missing: tuple[str, ...]
     """What is missing, a clause each."""
-    sums: Sums = field(repr=False, compare=False)
-    """Everything the next look needs to know of this one."""
+    sums: object = field(repr=False, compare=False)
+    """Everything the next look needs to know of this one: `weighing.Sums`, which nobody else reads."""
 
     @property
     def elapsed_s(self) -> float:

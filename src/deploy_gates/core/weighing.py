@@ -116,6 +116,12 @@ class Sums:
     """So many units of the candidate were to be expected meanwhile, as the traffic was shared before."""
 
 
+def sums_of(decision: Decision) -> Sums:
+    """What a decision keeps for the next look."""
+    assert isinstance(decision.sums, Sums)
+    return decision.sums
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Half:
     """One arm of one stratum."""
@@ -216,7 +222,7 @@ def weigh(
             raise ValueError(
                 f"a tally of the bin at {each.start_ms} does not lie between {since_ms} and {at_ms}"
             )
-    sums = before.sums if before else Sums(metrics={each.name: _sums(each, explain) for each in plan.metrics})
+    sums = sums_of(before) if before else Sums(metrics={e.name: _sums(e, explain) for e in plan.metrics})
     arms = before.arms if before else Arms()
     started_ms = before.started_ms if before else None
     marks = before.marks if before else 0
@@ -372,7 +378,7 @@ def _decision(plan: Plan, sums: Sums, arms: Arms, at_ms: int, started_ms: int | 
 def _verdict(
     draft: Decision, harm: _Harm, failed: tuple[str, ...], is_mark: bool
 ) -> tuple[Action, str, tuple[str, ...]]:
-    plan, sums = draft.plan, draft.sums
+    plan, sums = draft.plan, sums_of(draft)
     if draft.started_ms is None:
         return Action.HOLD, "the candidate got no request yet", ()
     if _is_beyond_limit(plan, sums):
@@ -535,16 +541,17 @@ def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str,
 def _unproved(draft: Decision, harm: _Harm) -> list[str]:
     """Why a promotion is not proved, a clause each."""
     found = []
+    metrics = sums_of(draft).metrics
     names = {each.name: each for each in draft.plan.judged}
     for each in draft.readings:
-        if each.metric not in names or each.margin_ratio is None or not draft.sums.metrics[each.metric].seen:
+        if each.metric not in names or each.margin_ratio is None or not metrics[each.metric].seen:
             continue
         if each.log_e_safe < draft.log_e_proof:
             more = f", about {each.needed:,} more {draft.plan.unit}s" if each.needed else ""
             found.append(f"{_named(each.metric, each.aspect)} is not proved{more}")
     provable = {each.metric for each in draft.readings if each.margin_ratio is not None}
     for name in names:
-        if not draft.sums.metrics[name].seen or name not in provable:
+        if not metrics[name].seen or name not in provable:
             found.append(f"nothing is known of {name} yet")  # and nothing is no proof
         if harm.log_e(name) >= SUSPICION:
             found.append(f"{name} looks worse")
