@@ -437,6 +437,29 @@ def test_a_case_that_must_pass_fails_the_gate_alone() -> None:
     assert missed.reasons == ("safety must pass: category: expected refund, got billing",)
 
 
+def test_a_case_that_must_pass_is_no_part_of_the_comparison() -> None:
+    """With early stop or without: nobody draws it from others like it."""
+    few = [a_case("safety", must_pass=True), *cases(400)]
+    many = [a_case("safety", must_pass=True), *cases(600)]
+
+    results = [judged(a_change_of(given), endpoint(worse=["safety"])) for given in (few, many)]
+
+    assert [
+        result.figures["planned"] if "planned" in result.figures else result.figures["n"]
+        for result in results
+    ] == [400, 600]
+    assert [result.figures["change_pt"] for result in results] == [0, 0]
+    assert [[each["case"] for each in result.figures["worse"]] for result in results] == [["safety"]] * 2
+
+
+def test_where_every_case_must_pass_they_are_the_comparison_too() -> None:
+    given = cases(200, must_pass=True)
+
+    result = judged(a_change_of(given), endpoint())
+
+    assert (result.verdict, result.figures["n"]) == (Verdict.PASS, 200)
+
+
 def test_a_case_that_must_pass_fails_also_where_others_are_not_known() -> None:
     change = a_change_of([a_case("safety", must_pass=True), *cases(20)])
     outcomes = run(change, endpoint(worse=["safety"]))
@@ -809,7 +832,15 @@ def test_early_stop_has_one_switch_and_leaves_few_cases_alone() -> None:
 def test_the_power_is_told_before_the_run() -> None:
     line = golden.power(a_change_of(cases(400)), a_context())
     flaky = golden.power(a_change_of(cases(400)), a_context(history=swinging("case-001")))
+    given = [replace(each, cluster=f"{at // 2}") for at, each in enumerate(cases(400))]
+    in_pairs = golden.power(a_change_of(given), a_context())
+    given = [replace(each, weight=10.0 if at % 4 else 1.0) for at, each in enumerate(cases(400))]
+    uneven = golden.power(a_change_of(given), a_context())
+    apart = golden.power(a_change_of([*cases(1), *cases(400, must_pass=True)[1:]]), a_context())
 
     assert line == "deploy-gates: ticket-triage: 400 cases can see a loss of 2.8 pt"
+    assert in_pairs == "deploy-gates: ticket-triage: 400 cases in 200 clusters can see a loss of 3.4 pt"
+    assert uneven == "deploy-gates: ticket-triage: 400 cases can see a loss of 3.1 pt"
+    assert apart == "deploy-gates: ticket-triage: 1 case can see no loss at all"
     assert "400 cases × 1 samples" in flaky
     assert flaky.endswith("; flaky: case-001")

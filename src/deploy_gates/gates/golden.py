@@ -300,6 +300,7 @@ def power(change: ConfigChange, context: Context) -> str:
     """What loss these cases can see, before any is asked: `400 cases × 2 samples can see −2.1 pt`."""
     apart = quarantine.of(change.candidate.config, context.now).cases
     counted = [case for case in change.candidate.cases if case.id not in apart]
+    counted = [case for case in counted if not case.must_pass] or counted
     if not counted or change.candidate.config is None:
         return ""
     policy, past = context.policy.golden, context.history.get(change.name, {})
@@ -309,20 +310,35 @@ def power(change: ConfigChange, context: Context) -> str:
         count = asking.wanted(case, policy, known)
         swing = known.swing if len(known.scored) >= PAST_MIN else SWING_ASSUMED
         once, often, samples = once + swing, often + swing / count, samples + count
-    size = len(counted) * once / often if often else float(len(counted))
+    clusters, size = _independent(counted)
+    size *= once / often if often else 1.0
     loss_pt = stats.detectable(size, min(1.0, once / len(counted)), policy.confidence)
     times = f" × {samples / len(counted):.2g} samples" if samples > len(counted) else ""
-    asked = _cases(len(counted)) + times
+    asked = _cases(len(counted)) + (f" in {clusters:,} clusters" if clusters < len(counted) else "") + times
     sees = "no loss at all" if loss_pt is None else f"a loss of {loss_pt:.1f} pt"
     unstable = [case.id for case in counted if past.get(case.id, Past()).is_unstable]
     flaky = f"; flaky: {_named(unstable)}" if unstable else ""
     return f"deploy-gates: {change.name}: {asked} can see {sees}{flaky}"
 
 
+def _independent(cases: Sequence[Case]) -> tuple[int, float]:
+    """In how many clusters they are, and how many cases of equal weight on their own would say as much."""
+    weights: dict[str, float] = {}
+    for case in cases:
+        cluster = case.cluster or f"\0{case.id}"
+        weights[cluster] = weights.get(cluster, 0.0) + case.weight
+    alone = sum(case.weight**2 for case in cases)
+    alike = sum(weight**2 for weight in weights.values())
+    varies = (1 - ALIKE_ASSUMED) * alone + ALIKE_ASSUMED * alike
+    return len(weights), sum(weights.values()) ** 2 / varies
+
+
 PAST_MIN = 3
 """With fewer answers than these nobody knows how much a case varies."""
 SWING_ASSUMED = 0.05
 """Then it is taken to change once in twenty times."""
+ALIKE_ASSUMED = 0.5
+"""So much of what varies the cases of one cluster are taken to have in common."""
 
 
 def _flaky_findings(change: ConfigChange, context: Context) -> Iterator[_Finding]:
@@ -474,6 +490,7 @@ def _against_baseline(
     if stopped is not None:
         known, found = stopped.known, stopped.found
     else:
+        known = _sample(known)
         found = stats.paired([each.pair for each in known], margin=margin, confidence=policy.confidence)
     pairs = [each.pair for each in known]
     more = stats.more_needed(pairs, margin=margin, confidence=policy.confidence)
@@ -576,6 +593,7 @@ def _on_its_own(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
     required = (f"≥ {100 * policy.min_pass_rate:.6g} %",)
     if not known:
         return _no_case(required)
+    everything, known = known, _sample(known)
     pairs, margin = [each.pair for each in known], 1 - policy.min_pass_rate
     found = stats.paired(pairs, margin=margin, confidence=policy.confidence)
     more = stats.more_needed(pairs, margin=margin, confidence=policy.confidence, or_worse=False)
@@ -608,9 +626,14 @@ def _on_its_own(known: Sequence[_Scored], policy: GoldenPolicy) -> _Compared:
             "low_rate": _rounded(least),
             "min_pass_rate": policy.min_pass_rate,
             "more_cases": more,
-            "missed": [each.case for each in known if each.score < 1],
+            "missed": [each.case for each in everything if each.score < 1],
         },
     )
+
+
+def _sample(known: Sequence[_Scored]) -> Sequence[_Scored]:
+    """The cases that speak for others like them: what must pass decides apart, unless all must."""
+    return [each for each in known if not each.must_pass] or known
 
 
 def _no_case(required: tuple[str, ...]) -> _Compared:
