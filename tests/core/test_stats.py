@@ -167,6 +167,26 @@ def uneven(loss: float) -> Callable[[random.Random], list[Pair]]:
     return sample
 
 
+def hidden(sizes: Sequence[int], whole: float, single: float) -> Callable[[random.Random], list[Pair]]:
+    """Clusters of which the largest fail as a whole so often that `whole` is lost, amid cases that change to
+    either side, and more for the worse so that `single` is lost.
+    """
+    largest = [size for size in sizes if size == max(sizes)]
+    fails = whole * sum(sizes) / sum(largest)
+
+    def sample(chance: random.Random) -> list[Pair]:
+        made = []
+        for name, size in enumerate(sizes):
+            is_lost = size == largest[0] and chance.random() < fails
+            for _ in range(size):
+                at = chance.random()
+                pair = WORSE if is_lost or at < 0.02 + single else BETTER if at > 0.98 else MET
+                made.append(replace(pair, cluster=f"{name}"))
+        return made
+
+    return sample
+
+
 SAMPLES: dict[str, Callable[[float], Callable[[random.Random], list[Pair]]]] = {
     "clusters of 5, half of them alike": lambda loss: clustered(5, 0.1, loss, together=0.5),
     "clusters of 5, all alike": lambda loss: clustered(5, 0.1, loss, together=1),
@@ -174,6 +194,10 @@ SAMPLES: dict[str, Callable[[float], Callable[[random.Random], list[Pair]]]] = {
     "weights of 1 and 10": lambda loss: weighted(0.1, loss),
     "scores of five samples": sampled,
     "ten answers against one": uneven,
+    "clusters that fail as a whole": lambda loss: hidden([10] * 100, loss, 0),
+    "half of it by whole clusters": lambda loss: hidden([10] * 100, loss / 2, loss / 2),
+    "large clusters among single cases": lambda loss: hidden([1] * 300 + [20] * 5, loss, 0),
+    "the same, half of it": lambda loss: hidden([1] * 300 + [20] * 5, loss / 2, loss / 2),
 }
 RUNS = 300
 LUCK = 3 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)
@@ -219,6 +243,26 @@ def test_clusters_that_fail_as_a_whole_and_none_of_which_was_seen_are_allowed_fo
 
     assert found.low == pytest.approx(-(1 - 0.05 ** (1 / 50)))
     assert found.conclusion is Conclusion.UNDECIDED
+
+
+def test_no_failing_of_whole_clusters_that_costs_more_than_the_bound_is_likely_not_to_be_seen() -> None:
+    chance = random.Random(7)
+    for _ in range(200):
+        sizes = [chance.choice((1, 1, 1, 2, 5, 20)) for _ in range(chance.randint(5, 200))]
+        low = concluded([replace(MET, weight=size, cluster=f"{at}") for at, size in enumerate(sizes)]).low
+        fails = [
+            chance.random() ** chance.choice((1, 4, 20)) * (size > 1 or chance.random()) for size in sizes
+        ]
+        cost = math.fsum(p * size for p, size in zip(fails, sizes, strict=True)) / sum(sizes)
+
+        assert cost <= -low or math.prod(1 - p for p in fails) <= ALPHA
+
+
+def test_many_clusters_in_which_little_changes_prove_the_margin() -> None:
+    """A bound that allowed for anything would keep every promise above."""
+    found = rates(hidden([5] * 200, 0, 0), "harmless", margin=0.05)
+
+    assert found[Conclusion.NO_WORSE] > 0.9
 
 
 # --- Laws ---------------------------------------------------------------------------------------

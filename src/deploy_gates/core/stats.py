@@ -270,6 +270,10 @@ class _Moments:
     is_plain: bool
     """Yes or no, equal weights, no clusters: the shares are binomial and need no estimate of variance."""
     lean: float
+    clusters: tuple[float, ...]
+    """What each weighs, the heaviest first; empty where all are single cases that weigh the same."""
+    alone: float
+    """So many cases of equal weight would say as much if each were a cluster of its own."""
     error: float
     """The cluster-robust standard error of `delta`."""
     freedom: float
@@ -292,10 +296,10 @@ class _Moments:
 
         Not plain: the worse of two, for each fails where the other holds. The cluster-robust t bound knows
         how the clusters differ, and is far too narrow where few of them changed; the one of the beta law at
-        the effective sizes is not, and takes the correlation for known. Simulated over clusters, weights, and
-        scores, a loss as large as the margin passes in about 5 % of the runs at most, but for one kind of
-        loss: where it is rare clusters that fail as a whole, amid single changes that hide it, in 8 %. To
-        allow for that as well would take 149 clusters, whatever is in them, to prove 2 points.
+        the effective sizes is not, and takes the correlation for known. It is widened by what clusters that
+        fail as a whole could cost though none did so far. Simulated over clusters of equal and unequal size,
+        weights, and scores, and over losses by whole clusters, by the large ones alone, by single cases, and
+        by both, a loss as large as the margin passes in at most 5 % of the runs, give or take their luck.
         """
         if self.is_plain:
             size = self.size * times
@@ -307,11 +311,31 @@ class _Moments:
             _beta_bounds(self.gain * gains, gains, confidence, self.lean).low,
             _beta_bounds(self.loss * losses, losses, confidence, self.lean).high,
         )
+        if self.clusters:
+            error = (1 - confidence) ** (1 / times)
+            unseen, seen = _unseen(self.clusters, error), 1 - error ** (1 / self.alone)
+            widened = (self.delta - exact) ** 2 + max(0.0, unseen**2 - seen**2)
+            exact = self.delta - math.sqrt(widened)
         freedom = (self.freedom + 1) * times - 1
         if freedom <= 0:
             return -1.0
         robust = self.delta - t_quantile(confidence, freedom) * self.error / math.sqrt(times)
         return max(-1.0, min(exact, robust))
+
+
+def _unseen(clusters: Sequence[float], chance: float) -> float:
+    """The largest mean loss by clusters that fail as a whole none of which is seen, as likely as `chance`.
+
+    Which of them fail is not known, so it is those at which that is largest: Σ w p, given Π (1 - p), is
+    largest where clusters of more than a certain weight v fail with the chance 1 - v / w, and others never.
+    """
+    logs = 0.0
+    for at, weight in enumerate(clusters, start=1):
+        logs += math.log(weight)
+        least = math.exp((logs + math.log(chance)) / at)
+        if at == len(clusters) or clusters[at] <= least:
+            break
+    return math.fsum(each - least for each in clusters[:at]) / math.fsum(clusters)
 
 
 FRACTIONS_LEAN = 2 / 3
@@ -324,53 +348,57 @@ def _moments(pairs: Sequence[Pair]) -> _Moments:
     numbers of unequal weights by Kish 1965, Survey Sampling, § 8.2 and § 11.7.
     """
     weights, won = _by_cluster(pairs)
-    total = math.fsum(weights)
+    total, clusters = math.fsum(weights), len(weights)
     delta = math.fsum(won) / total
-    own_squares = math.fsum(pair.weight**2 for pair in pairs)
     squares = math.fsum(weight**2 for weight in weights)
-    clusters = len(weights)
-    residuals = math.fsum((d - delta * weight) ** 2 for d, weight in zip(won, weights, strict=True))
-
-    def size(changes: Sequence[float], by_cluster: Sequence[float], mean: float, spread: float) -> float:
-        """How many yes-or-no cases on their own would vary as little.
-
-        As if one more cluster had changed as a whole: where nothing changed, only clusters count, for one of
-        them may fail as a whole.
-        """
-        independent = math.fsum(pair.weight**2 * abs(each) for pair, each in zip(pairs, changes, strict=True))
-        varies = (spread + squares / clusters) / (
-            max(0.0, independent - mean**2 * own_squares) + own_squares / clusters
-        )
-        # At most as much as perfect correlation would make of it.
-        return total**2 / own_squares / min(varies, squares / own_squares)
-
-    sides = []
-    for sign in (1, -1):
-        changes = [max(0.0, sign * (pair.candidate - pair.baseline)) for pair in pairs]
-        _, parts = _by_cluster(pairs, changes)
-        mean = math.fsum(parts) / total
-        spread = math.fsum((d - mean * weight) ** 2 for d, weight in zip(parts, weights, strict=True))
-        sides.append((mean, size(changes, parts, mean, spread)))
-    (gain, gain_size), (loss, loss_size) = sides
+    changes = [pair.candidate - pair.baseline for pair in pairs]
+    gains, losses = [max(0.0, each) for each in changes], [max(0.0, -each) for each in changes]
     is_even = clusters == len(pairs) and all(pair.weight == pairs[0].weight for pair in pairs)
-    kish = total**2 / squares
-    both = size([pair.candidate - pair.baseline for pair in pairs], won, delta, residuals)
-    if not is_even:  # what is won within a cluster makes up for what is lost there
-        gain_size = loss_size = both
+    if is_even:
+        gain_size, loss_size = _size(pairs, gains), _size(pairs, losses)
+    else:  # what is won within a cluster makes up for what is lost there
+        gain_size = loss_size = _size(pairs, changes, unseen=0.0)
+    residuals = math.fsum((d - delta * weight) ** 2 for d, weight in zip(won, weights, strict=True))
     return _Moments(
         delta=delta,
-        gain=gain,
-        loss=loss,
+        gain=_mean(pairs, gains),
+        loss=_mean(pairs, losses),
         gain_size=gain_size,
         loss_size=loss_size,
-        size=both,
+        size=_size(pairs, changes),
         is_plain=is_even
         and all(score in (0, 1) for pair in pairs for score in (pair.baseline, pair.candidate)),
         lean=FRACTIONS_LEAN if is_even else 1.0,
+        clusters=() if is_even else tuple(sorted(weights, reverse=True)),
+        alone=total**2 / math.fsum(pair.weight**2 for pair in pairs),
         error=math.sqrt(residuals * clusters / (clusters - 1)) / total if clusters > 1 else 0.0,
-        freedom=kish - 1,
+        freedom=total**2 / squares - 1,
         by_cluster=tuple(won),
     )
+
+
+def _mean(pairs: Sequence[Pair], changes: Sequence[float]) -> float:
+    weighted = math.fsum(pair.weight * each for pair, each in zip(pairs, changes, strict=True))
+    return weighted / math.fsum(pair.weight for pair in pairs)
+
+
+def _size(pairs: Sequence[Pair], changes: Sequence[float], unseen: float = 1.0) -> float:
+    """How many yes-or-no cases on their own would vary as little as these changes do by cluster.
+
+    As if one cluster more that is `unseen` had changed as a whole: where nothing changed, only clusters
+    count. Without it, what was seen of clusters counts alone, and cases vary no less than on their own.
+    """
+    mean, (weights, parts) = _mean(pairs, changes), _by_cluster(pairs, changes)
+    squares, own_squares = (math.fsum(w * w for w in all_) for all_ in (weights, [p.weight for p in pairs]))
+    weighed = list(zip((pair.weight for pair in pairs), changes, strict=True))
+    spread = math.fsum((d - mean * weight) ** 2 for d, weight in zip(parts, weights, strict=True))
+    if not unseen:
+        spread = max(spread, math.fsum((weight * (each - mean)) ** 2 for weight, each in weighed))
+    independent = math.fsum(weight**2 * abs(each) for weight, each in weighed) - mean**2 * own_squares
+    expected = max(0.0, independent) + unseen * own_squares / len(weights)
+    varies = (spread + unseen * squares / len(weights)) / expected if expected else 1.0
+    # At most as much as perfect correlation would make of it.
+    return math.fsum(weights) ** 2 / own_squares / min(varies, squares / own_squares)
 
 
 def _by_cluster(
