@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
+from enum import StrEnum
 
 import pytest
 
@@ -19,6 +20,7 @@ from deploy_gates.core.ledger import (
     Allowance,
     Answer,
     Balance,
+    Entry,
     Kind,
     No,
     Terms,
@@ -26,7 +28,7 @@ from deploy_gates.core.ledger import (
     Transfer,
     transfers_of,
 )
-from deploy_gates.store.ledger import Ledger
+from deploy_gates.store.ledger import ENTRY_COLUMNS, Ledger, of_entry
 from deploy_gates.store.ledger_postgres import PostgresLedger
 from deploy_gates.store.ledger_sqlite import SqliteLedger
 
@@ -76,6 +78,19 @@ def raw(ledger: Ledger, statement: str) -> None:
     else:
         assert isinstance(ledger, PostgresLedger)
         ledger._store.write_all(lambda connection: connection.execute(statement.encode()))
+
+
+def put(ledger: Ledger, entry: Entry) -> None:
+    """An entry that goes around the ledger."""
+    marks = ", ".join("?" * len(ENTRY_COLUMNS))
+    if isinstance(ledger, SqliteLedger):
+        ledger._store.write_all(
+            lambda connection: connection.execute(f"INSERT INTO entry VALUES ({marks})", of_entry(entry))
+        )
+    else:
+        assert isinstance(ledger, PostgresLedger)
+        statement = f"INSERT INTO entry VALUES ({marks.replace('?', '%s')})".encode()
+        ledger._store.write_all(lambda connection: connection.execute(statement, of_entry(entry)))
 
 
 # --- Reserve, post, void ------------------------------------------------------------------------
@@ -493,6 +508,74 @@ def test_the_tables_refuse_what_no_transaction_does(ledger: Ledger, statement: s
         raw(ledger, statement)
 
     assert ledger.organisation("acme") == before
+    assert faults(ledger) == ()
+
+
+class Odd(StrEnum):
+    """A kind that there is not."""
+
+    BRIBE = "bribe"
+
+
+@pytest.mark.parametrize(
+    ("fields", "moved"),
+    [
+        ({"kind": Odd.BRIBE}, {}),
+        ({"kind": Kind.VOID, "held": 7}, {"available": 107, "reserved": -7}),
+        ({"kind": Kind.CONSUME, "amount": -7}, {"available": 107, "spent": -7}),
+        ({"kind": Kind.GRANT, "amount": -200}, {"available": -100, "issued": 100}),
+        ({"kind": Kind.CONSUME, "amount": 101}, {"available": -1, "spent": 101}),
+        ({"kind": Kind.CONSUME, "lacking": 5}, {"available": 105, "uncovered": -5}),
+        ({"kind": Kind.GRANT, "lacking": -5}, {"available": 95, "uncovered": 5}),
+        ({"kind": Kind.TERMS, "id": ""}, {}),
+        ({"kind": Kind.TERMS, "base": -1}, {}),
+        ({"kind": Kind.TERMS, "organisation": "globex"}, {}),
+        ({"kind": Kind.TERMS, "usage": Usage(input_tokens=1, output_tokens=0, cached_input_tokens=2)}, {}),
+        ({"kind": Kind.TERMS, "usage": Usage(input_tokens=0, output_tokens=1, reasoning_tokens=2)}, {}),
+        ({"kind": Kind.TERMS, "seq": 5}, {}),
+        ({"kind": Kind.TERMS, "at_ms": 1}, {}),
+        ({"kind": Kind.TERMS, "previous": "0" * 64}, {}),
+    ],
+)
+def test_the_tables_refuse_an_entry_that_is_none_though_its_hash_is_right(
+    ledger: Ledger, fields: dict[str, object], moved: dict[str, int]
+) -> None:
+    an_organisation(ledger, 100)
+    before = ledger.organisation("acme")
+    assert before is not None
+    right = Entry(
+        organisation="acme",
+        seq=before.seq + 1,
+        id="forged",
+        kind=Kind.TERMS,
+        at_ms=before.changed_at_ms,
+        balance=replace(before.balance, **moved),
+        previous=before.head,
+    )
+    forged = replace(right, **fields)  # type: ignore[arg-type]  # any field
+
+    with pytest.raises(StoreError):
+        put(ledger, replace(forged, hash=forged.computed()))
+
+    assert ledger.organisation("acme") == before
+    put(
+        ledger, replace(right, balance=before.balance, hash=replace(right, balance=before.balance).computed())
+    )
+    after = ledger.organisation("acme")
+    assert after is not None
+    assert (after.seq, after.balance) == (before.seq + 1, before.balance)
+    assert faults(ledger) == ()
+
+
+@pytest.mark.parametrize(
+    "terms", ["id = ''", "lowest = 1", "multiplier_ppm = -1", "multiplier_ppm = 1000000001", "lowest = NULL"]
+)
+def test_the_tables_refuse_terms_that_are_none(ledger: Ledger, terms: str) -> None:
+    an_organisation(ledger, 0)
+
+    with pytest.raises(StoreError):
+        raw(ledger, f"UPDATE organisation SET {terms} WHERE id = 'acme'")
+
     assert faults(ledger) == ()
 
 

@@ -104,17 +104,23 @@ class PostgresLedger:
     # --- Transactions ---------------------------------------------------------------------------
 
     def apply(self, asked: Sequence[Transaction]) -> list[Answer]:
-        spelled = _spelled(asked)
+        contents = [each.content for each in asked]
+        values = (
+            sorted({each.organisation for each in asked}),
+            [each.reservation for each in asked if each.reservation],
+            _spelled(asked, contents),
+        )
 
         def run(connection: Connection) -> list[tuple[Any, ...]]:
             with connection.cursor(row_factory=tuple_row) as cursor:
-                return cursor.execute(_APPLY, (spelled,)).fetchall()
+                return cursor.execute(_APPLY, values).fetchall()
 
         rows = self._store.read_all(run)
         answers: list[Answer | None] = [None] * len(asked)
         for row in rows:
             if row[0]:  # the others have expired by the way
-                answers[row[0] - 1] = _answer(asked[row[0] - 1], row)
+                place = row[0] - 1
+                answers[place] = _answer(asked[place], contents[place], row)
         return [each for each in answers if each is not None]
 
     def sweep(self) -> int:
@@ -189,17 +195,13 @@ class PostgresLedger:
 
 # --- Statements ---------------------------------------------------------------------------------
 
-_APPLY = """
-SELECT place, refused, needed, wait_us, limited_model, replayed,
-    available, reserved, spent, issued, uncovered, (made).*
-FROM credits_apply('{}', %s::json)
-"""
+_APPLY = "SELECT * FROM credits_apply(%s::text[], %s::text[], %s::json)"
 
 _OLDEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq LIMIT %s"
 _NEWEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq DESC LIMIT %s"
 
 
-def _spelled(asked: Sequence[Transaction]) -> str:
+def _spelled(asked: Sequence[Transaction], contents: Sequence[str]) -> str:
     """What is asked for, for the function: one text is sent faster than a dozen arrays."""
     return json.dumps(
         [
@@ -210,7 +212,7 @@ def _spelled(asked: Sequence[Transaction]) -> str:
                 "reservation": each.reservation,
                 "model": each.model,
                 "price": each.price,
-                "content": each.content,
+                "content": content,
                 "actor": each.actor,
                 "note": each.note,
                 "base": each.amount,
@@ -220,29 +222,54 @@ def _spelled(asked: Sequence[Transaction]) -> str:
                 "reasoning": each.usage.reasoning_tokens,
                 "hold_ms": each.hold_ms,
             }
-            for each in asked
+            for each, content in zip(asked, contents, strict=True)
         ]
     )
 
 
-def _answer(asked: Transaction, row: Sequence[Any]) -> Answer:
-    if not row[1]:
-        entry = entry_of(row[11:])
+def _answer(asked: Transaction, content: str, row: Sequence[Any]) -> Answer:
+    """The answer in a row of `credits_apply`, to what was asked for."""
+    (_, refused, needed, wait_us, limited_model, replayed) = row[:6]
+    balance = Balance(available=row[18], reserved=row[19], spent=row[20], issued=row[21], uncovered=row[22])
+    if refused:
         return Answer(
             transaction=asked.id,
             organisation=asked.organisation,
-            entry=entry,
-            balance=entry.balance,
-            replayed=row[5],
+            no=No(refused),
+            balance=balance,
+            needed=needed,
+            retry_after_s=None if wait_us is None else wait_us / 1e6,
+            limited_model=limited_model,
         )
+    entry = Entry(
+        organisation=asked.organisation,
+        seq=row[6],
+        id=asked.id,
+        kind=asked.kind,
+        reservation=asked.reservation,
+        model=row[7],
+        usage=asked.usage,
+        price=row[8],
+        base=row[9],
+        multiplier_ppm=row[10],
+        amount=row[11],
+        held=row[12],
+        lacking=row[13],
+        expires_at_ms=row[14],
+        content=content,
+        actor=row[15],
+        note=row[16],
+        at_ms=row[17],
+        balance=balance,
+        previous=row[23],
+        hash=row[24],
+    )
     return Answer(
         transaction=asked.id,
         organisation=asked.organisation,
-        no=No(row[1]),
-        balance=Balance(available=row[6], reserved=row[7], spent=row[8], issued=row[9], uncovered=row[10]),
-        needed=row[2],
-        retry_after_s=None if row[3] is None else row[3] / 1e6,
-        limited_model=row[4],
+        entry=entry,
+        balance=balance,
+        replayed=replayed,
     )
 
 
@@ -262,9 +289,8 @@ def _on_terms(
     made, entry = decided.organisation, decided.answer.entry
     assert entry is not None, "terms are written down"
     connection.execute(
-        "UPDATE organisation SET lowest = %s, multiplier_ppm = %s, seq = %s, head = %s, changed_at_ms = %s "
-        "WHERE id = %s",
-        (terms.lowest, terms.multiplier_ppm, made.seq, made.head, made.changed_at_ms, found.id),
+        "UPDATE organisation SET lowest = %s, multiplier_ppm = %s WHERE id = %s",
+        (terms.lowest, terms.multiplier_ppm, found.id),
     )
     connection.execute("DELETE FROM allowance WHERE organisation = %s", (found.id,))
     for each in made.terms.allowances:
