@@ -232,6 +232,8 @@ class Answers:
             for gate in OFFLINE
             if any(offline.outcome(each).found is not Found.MET for each in checks if each.gate is gate)
         )
+        if len(self._blocking) == len(self.changes):
+            tokens.forget_vocabularies()
         began = time.perf_counter()
         engine = self._engine(change, may_ask=not blocking)
         asking = [check for check in checks if check.gate not in OFFLINE]

@@ -39,6 +39,8 @@ SELDOM: Mapping[str, Callable[[pytest.Item], Any]] = {
 }
 NO_KEYWORDS: dict[str, Literal[1]] = {}
 BATCH_WAIT_MIN = 24 * 60
+COLLECTED_AT = (20_000, 20, 20)
+"""Items, answers and outcomes stay, so garbage is looked for more seldom than usual."""
 WATCHED = ("usepdb", "trace", "setuponly", "setupshow", "setupplan")
 """Options of pytest that look into how each item runs."""
 TEAM_GATES = (GateName.UNIT, GateName.INTEGRATION)
@@ -91,11 +93,14 @@ class Gating:
             config.getoption(name, False)
             for name in ("usepdb", "trace", "setuponly", "setupshow", "setupplan")
         )
+        self.has_team_items = False
         self.lost: set[str] = set()
         self.lines: list[str] = []
         self.shown_at = self.began_at = 0.0
         self._add_arguments()
         gc.freeze()  # what was read stays until the end: no use in looking for garbage in it
+        self.collected_at = gc.get_threshold()
+        gc.set_threshold(*COLLECTED_AT)
 
     def _now(self) -> datetime:
         if self.worker is not None:
@@ -164,6 +169,7 @@ class Gating:
             if belongs and not isinstance(item, GateItem):
                 belongs = bool(self._team_configs(item))
             (kept if belongs else others).append(item)
+        self.has_team_items = not all(isinstance(item, GateItem) for item in kept)
         if others:
             self.config.hook.pytest_deselected(items=others)
             items[:] = kept
@@ -402,6 +408,13 @@ class Gating:
         )
         for line in lines:
             terminalreporter.write_line(line)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_unconfigure(self) -> None:
+        """Where no test of a team ran, nothing is left whose end could raise: pytest need not look for it."""
+        gc.set_threshold(*self.collected_at)
+        if not self.has_team_items:
+            gc.freeze()
 
 
 class GateFile(pytest.File):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jinja2
 import jinja2.meta
@@ -34,18 +34,9 @@ def ask(config: ModelConfig, inputs: JsonObject, *, label: str = "", sample: int
     return _asking(config).ask(inputs, label, sample)
 
 
-def body(config: ModelConfig, inputs: JsonObject, *, fixed: Mapping[int, Json] | None = None) -> JsonObject:
-    """The JSON body of that request, in the words of the protocol the config speaks.
-
-    `fixed` are turns that are the same whatever the inputs are, by their place.
-    """
-    messages: list[Json] = [
-        _turn(message, inputs, at) if fixed is None or at not in fixed else fixed[at]
-        for at, message in enumerate(config.messages)
-    ]
-    if config.api is Api.CHAT:
-        return _chat(config, messages)
-    return _responses(config, messages)
+def body(config: ModelConfig, inputs: JsonObject) -> JsonObject:
+    """The JSON body of that request, in the words of the protocol the config speaks."""
+    return _around(config, _turns(config, inputs, {}))
 
 
 QUESTIONS_KEPT = 1 << 17
@@ -59,7 +50,7 @@ class _Asking:
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self._kept: dict[tuple[int, int], tuple[JsonObject, Question]] = {}
-        self._spelled = _around(config)
+        self._shell = _shell(config)
         self._fixed = {
             at: _turn(message, {}, at)
             for at, message in enumerate(config.messages)
@@ -79,11 +70,11 @@ class _Asking:
         return made
 
     def _question(self, inputs: JsonObject, label: str, sample: int) -> Question:
-        made = body(self.config, inputs, fixed=self._fixed)
-        if self._spelled is None:
-            return question(self.config.api, made, label=label, sample=sample)
-        before, turns, after = self._spelled
-        digest = digest_of(before + spelled(made[turns]) + after)
+        turns = _turns(self.config, inputs, self._fixed)
+        if self._shell is None:
+            return question(self.config.api, _around(self.config, turns), label=label, sample=sample)
+        made = {**self._shell.body, self._shell.turns: turns}
+        digest = digest_of(self._shell.before + spelled(turns) + self._shell.after)
         return Question(api=self.config.api, body=made, digest=digest, sample=sample, label=label)
 
 
@@ -100,15 +91,28 @@ def _asking(config: ModelConfig) -> _Asking:
     return found
 
 
-def _around(config: ModelConfig) -> tuple[bytes, str, bytes] | None:
-    """How a request is spelled before and after its turns, and what it calls them; `None`: not to be told."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shell:
+    """All of a request but its turns, and how that is spelled before and after them."""
+
+    body: JsonObject
+    turns: str
+    """What the protocol calls them."""
+    before: bytes
+    after: bytes
+
+
+def _shell(config: ModelConfig) -> _Shell | None:
+    """What all requests of a config share; `None` where that is not to be told from their turns."""
     turns = "messages" if config.api is Api.CHAT else "input"
     if turns in config.parameters:
         return None
     hole = "the turns of deploy-gates go here"
-    shell = (_chat if config.api is Api.CHAT else _responses)(config, [hole])
-    before, found, after = spelled({"api": config.api.value, "body": shell}).partition(f'["{hole}"]'.encode())
-    return (before, turns, after) if found and hole.encode() not in after else None
+    made = _around(config, [hole])
+    before, found, after = spelled({"api": config.api.value, "body": made}).partition(f'["{hole}"]'.encode())
+    if not found or hole.encode() in after:
+        return None
+    return _Shell(body=made, turns=turns, before=before, after=after)
 
 
 def variables(config: ModelConfig) -> dict[str, list[str]]:
@@ -122,6 +126,17 @@ def variables(config: ModelConfig) -> dict[str, list[str]]:
             for name in sorted(_undeclared(template, at)):
                 used.setdefault(name, []).append(f"messages[{at}].content")
     return used
+
+
+def _around(config: ModelConfig, turns: list[Json]) -> JsonObject:
+    return (_chat if config.api is Api.CHAT else _responses)(config, turns)
+
+
+def _turns(config: ModelConfig, inputs: JsonObject, fixed: Mapping[int, Json]) -> list[Json]:
+    """`fixed` are those that are the same whatever the inputs are, by their place."""
+    return [
+        fixed[at] if at in fixed else _turn(message, inputs, at) for at, message in enumerate(config.messages)
+    ]
 
 
 def _chat(config: ModelConfig, messages: list[Json]) -> JsonObject:

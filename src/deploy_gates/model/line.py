@@ -15,12 +15,14 @@ from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
 import httpx2
-import openai
 
 from deploy_gates.core.canonical import JsonObject
 from deploy_gates.core.errors import Cause, Unanswered
-from deploy_gates.model import protocol
+from deploy_gates.model import lazily, protocol
 from deploy_gates.model.values import Endpoint
+
+with lazily.packages("openai.types"):
+    import openai
 
 
 class Line:
