@@ -176,6 +176,17 @@ def test_a_part_of_the_cases_decides_nothing(
     assert result.ret == 1
     assert gates(project)["golden"] == "inconclusive"
     assert "did not run" in result.stdout.str()
+    result.stdout.fnmatch_lines(["*hint: cases were left out (by `-k`,*"])
+
+
+def test_a_golden_set_without_cases_is_said_once(pytester: pytest.Pytester, project: Project) -> None:
+    changed(project)
+    project.cases(())
+
+    result = run(pytester)
+
+    assert result.ret == 1
+    assert result.stdout.str().count("holds no case that renders") == 1
 
 
 def test_the_last_misses_run_again_with_lf(pytester: pytest.Pytester, project: Project) -> None:

@@ -45,6 +45,12 @@ def test_everything_that_can_be_settled_arrives() -> None:
     assert model.context_window == 8192
 
 
+def frozen(*lines: str) -> str:
+    """Settings with two freezes, of which the second one says this."""
+    table = "[[tool.deploy_gates.ship.freezes]]"
+    return "\n".join((table, 'weekly = "sat 08:00"', "hours = 8", "", table, *lines))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -63,6 +69,23 @@ def test_everything_that_can_be_settled_arrives() -> None:
         ("[tool.deploy_gates]\noptional = ['typo']", "must be one of"),
         ('[tool.deploy_gates.models."x"]\ninput_usd_per_mtok = 1', "`output_usd_per_mtok` is a dependency"),
         ("[tool.deploy_gates\n", "pyproject.toml is not TOML"),
+        (
+            frozen('weekly = "fri 25:00"', "hours = 64"),
+            'pyproject.toml:6: `tool.deploy_gates.ship.freezes[1].weekly` is "fri 25:00", and must look like '
+            "`fri 16:00`",
+        ),
+        (
+            frozen('weekly = "fri 16:00"', "hours = 64", 'timezone = "Mars/Base"'),
+            "pyproject.toml:8: `tool.deploy_gates.ship.freezes[1].timezone` 'Mars/Base' is not known",
+        ),
+        (
+            frozen('until = "2026-12-20"', 'since = "in ten days"'),
+            "pyproject.toml:7: `tool.deploy_gates.ship.freezes[1].since` 'in ten days' is no time",
+        ),
+        (
+            frozen('since = "2026-12-20"', 'until = "2026-12-19"'),
+            "pyproject.toml:5: `tool.deploy_gates.ship.freezes[1]` ends before it begins",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, sentence: str) -> None:

@@ -90,12 +90,20 @@ def _judged(run: Run, change: ConfigChange) -> GateReport:
 
 
 def _timed(result: GateResult, outcomes: Sequence[Outcome], asking_s: float) -> GateResult:
-    """The result with what its gate took and spent. Questions are answered side by side, not in a row."""
+    """The result with what its gate took and spent, and each reason once.
+
+    Questions are answered side by side, not in a row.
+    """
     own = [each for each in outcomes if each.gate is result.gate]
     took_s = sum(each.took_s for each in own)
     if result.gate in (GateName.GOLDEN, GateName.INTEGRATION):
         took_s = min(took_s, asking_s)
-    return replace(result, took_s=took_s, spent_nanousd=sum(each.spent_nanousd for each in own))
+    return replace(
+        result,
+        reasons=tuple(dict.fromkeys(result.reasons)),
+        took_s=took_s,
+        spent_nanousd=sum(each.spent_nanousd for each in own),
+    )
 
 
 def _hints(open_to: Sequence[str]) -> tuple[str, ...]:

@@ -421,7 +421,9 @@ def _words(error: ValidationError) -> Iterator[tuple[str, str, str]]:
         hint = nearest(value, [each for each in allowed if isinstance(each, str)])
         yield key, f"is {_short(value)}, and must be {_choices(allowed)}", hint
     elif rule == "pattern":
-        yield key, f"is {_short(value)}, which does not match {limit}", ""
+        like = error.schema.get("examples") if isinstance(error.schema, Mapping) else None
+        said = f"and must look like `{like[0]}`" if like else f"which does not match {limit}"
+        yield key, f"is {_short(value)}, {said}", ""
     elif rule in ("minimum", "exclusiveMinimum"):
         more = "at least" if rule == "minimum" else "more than"
         yield key, f"is {_short(value)}, and must be {more} {limit}", ""

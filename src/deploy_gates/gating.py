@@ -41,6 +41,10 @@ NO_KEYWORDS: dict[str, Literal[1]] = {}
 BATCH_WAIT_MIN = 24 * 60
 COLLECTED_AT = (20_000, 20, 20)
 """Items, answers and outcomes stay, so garbage is looked for more seldom than usual."""
+PARTIAL = (
+    "cases were left out (by `-k`, `--lf`, `-x`, Ctrl-C, or by name), and the rest is no sample of them: "
+    "for a verdict, run all"
+)
 WATCHED = ("usepdb", "trace", "setuponly", "setupshow", "setupplan")
 """Options of pytest that look into how each item runs."""
 TEAM_GATES = (GateName.UNIT, GateName.INTEGRATION)
@@ -89,10 +93,7 @@ class Gating:
                 self.checks[check.id] = check
                 self.by_file.setdefault(check.file, []).append(check)
         self.outcomes: dict[tuple[str, str], Outcome] = {}
-        self.is_plain = not any(
-            config.getoption(name, False)
-            for name in ("usepdb", "trace", "setuponly", "setupshow", "setupplan")
-        )
+        self.is_plain = not any(config.getoption(name, False) for name in WATCHED)
         self.has_team_items = False
         self.lost: set[str] = set()
         self.lines: list[str] = []
@@ -376,10 +377,11 @@ class Gating:
     def _complete(self) -> tuple[Outcome, ...]:
         """Every outcome, and for each check without one that it is not known."""
         outcomes = list(self.outcomes.values())
-        for check in self.checks.values():
-            if (check.config, check.id) not in self.outcomes:
-                why = "its worker crashed" if check.id in self.lost else "did not run in this session"
-                outcomes.append(check.outcome(Found.UNKNOWN, f"{check.name} {why}"))
+        outcomes += [
+            self._not_run(check)
+            for check in self.checks.values()
+            if (check.config, check.id) not in self.outcomes
+        ]
         outcomes += [
             Outcome(
                 check=nodeid,
@@ -394,6 +396,12 @@ class Gating:
             if gate in self.chosen
         ]
         return tuple(outcomes)
+
+    def _not_run(self, check: Check) -> Outcome:
+        if check.id in self.lost:
+            return check.outcome(Found.UNKNOWN, f"{check.name} its worker crashed")
+        figures: JsonObject = {"hint": PARTIAL} if check.case else {}
+        return check.outcome(Found.UNKNOWN, f"{check.name} did not run in this session", figures=figures)
 
     def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
         if self.worker is not None or self.config.option.collectonly:

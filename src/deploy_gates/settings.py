@@ -15,7 +15,7 @@ from deploy_gates import documents
 from deploy_gates.core.canary import Better, Inconclusive, Kind, Metric, Plan, checked, declared_metric
 from deploy_gates.core.canonical import Json, JsonObject, digest
 from deploy_gates.core.cost import Price
-from deploy_gates.core.errors import SettingsError
+from deploy_gates.core.errors import Problem, SettingsError
 from deploy_gates.core.freezing import Window
 from deploy_gates.core.gate import GateName
 from deploy_gates.core.policy import CostPolicy, DeclaredModel, GoldenPolicy, Policy
@@ -94,19 +94,22 @@ def parse(text: str) -> Settings:
     problems = documents.validate(document, "settings", prefix="tool.deploy_gates.")
     if problems:
         raise SettingsError("\n".join(str(each) for each in problems))
-    return _settings(raw)
+    return _settings(raw, document)
 
 
 def _lines(text: str) -> dict[str, int]:
     """On which line each key of [tool.deploy_gates] stands; tomllib does not say."""
     lines: dict[str, int] = {}
+    counted: dict[str, int] = {}
     table: str | None = None
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-            name = re.sub(r"[\"']|\s", "", header[1])
+        if header := re.match(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]", line):
+            name = re.sub(r"[\"']|\s", "", header[2])
             inside = name == "tool.deploy_gates" or name.startswith("tool.deploy_gates.")
             table = name.removeprefix("tool.deploy_gates").removeprefix(".") if inside else None
             if table is not None:
+                lines.setdefault(table, number)
+                table = _counted(table, counted, is_next=header[1] == "[[")
                 lines.setdefault(table, number)
         elif table is not None and (key := re.match(r"\s*([\w.\"'-]+)\s*=", line)):
             name = re.sub(r"[\"']", "", key[1])
@@ -114,7 +117,18 @@ def _lines(text: str) -> dict[str, int]:
     return lines
 
 
-def _settings(raw: Mapping[str, Json]) -> Settings:
+def _counted(table: str, counted: dict[str, int], *, is_next: bool) -> str:
+    """The name of a table with the places of those it is in: `ship.freezes[1]` for the second of them."""
+    if is_next:
+        counted[table] = counted.get(table, -1) + 1
+    parts = table.split(".")
+    for size in range(len(parts), 0, -1):
+        if (place := counted.get(".".join(parts[:size]))) is not None:
+            parts[size - 1] += f"[{place}]"
+    return ".".join(parts)
+
+
+def _settings(raw: Mapping[str, Json], document: Document) -> Settings:
     evidence = _table(raw, "evidence")
     default = Settings()
     return Settings(
@@ -138,7 +152,7 @@ def _settings(raw: Mapping[str, Json]) -> Settings:
         canary=canary_plan(_table(raw, "canary")),
         prometheus=_table(_table(raw, "canary"), "prometheus"),
         canary_table=_jsonable_table(_table(raw, "canary")),
-        ship=_shipping(_table(raw, "ship")),
+        ship=_shipping(_table(raw, "ship"), document),
         notify=_table(raw, "notify"),
     )
 
@@ -224,7 +238,7 @@ def _metric(known: Metric, raw: Mapping[str, Json]) -> Metric:
     )
 
 
-def _shipping(raw: Mapping[str, Json]) -> Shipping:
+def _shipping(raw: Mapping[str, Json], document: Document) -> Shipping:
     default = Shipping()
     weight = _float(raw, "weight", default.weight_bp / 100) * 100
     if abs(weight - round(weight)) > 1e-6 or not 1 <= round(weight) < 10_000:
@@ -237,27 +251,25 @@ def _shipping(raw: Mapping[str, Json]) -> Shipping:
         hold_s=_float(raw, "hold_s", default.hold_s),
         low_traffic=bool(raw.get("low_traffic", default.low_traffic)),
         approvals={name: int(str(count)) for name, count in _table(raw, "approvals").items()},
-        freezes=tuple(_window(each, at) for at, each in enumerate(freezes)),
+        freezes=tuple(_window(each, f"ship.freezes[{at}]", document) for at, each in enumerate(freezes)),
     )
 
 
-def _window(raw: Json, at: int) -> Window:
+def _window(raw: Json, place: str, document: Document) -> Window:
     assert isinstance(raw, dict), raw
-    place = f"{FILE}: tool.deploy_gates.ship.freezes[{at}]"
     environment, reason = str(raw.get("environment", "production")), str(raw.get("reason", ""))
     if "weekly" not in raw:
-        since, until = (_moment(str(raw[key]), f"{place}.{key}") for key in ("since", "until"))
+        since, until = (_moment(str(raw[key]), f"{place}.{key}", document) for key in ("since", "until"))
         if since >= until:
-            raise SettingsError(f"{place} ends before it begins")
+            raise _wrong("ends before it begins", place, document)
         return Window(environment=environment, since=since, until=until, reason=reason)
     weekday, clock = str(raw["weekly"]).split(" ")
     timezone = str(raw.get("timezone", "UTC"))
     try:
         ZoneInfo(timezone)
     except (KeyError, ValueError, OSError) as error:
-        raise SettingsError(
-            f"{place}.timezone {timezone!r} is not known; for example Europe/Berlin"
-        ) from error
+        said = f"{timezone!r} is not known; for example Europe/Berlin"
+        raise _wrong(said, f"{place}.timezone", document) from error
     return Window(
         environment=environment,
         weekday=weekday,
@@ -269,12 +281,18 @@ def _window(raw: Json, at: int) -> Window:
     )
 
 
-def _moment(text: str, place: str) -> datetime:
+def _moment(text: str, key: str, document: Document) -> datetime:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise SettingsError(f"{place} {text!r} is no time: 2026-12-20T00:00:00Z") from error
+        raise _wrong(f"{text!r} is no time: 2026-12-20T00:00:00Z", key, document) from error
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _wrong(message: str, key: str, document: Document) -> SettingsError:
+    """What the schema cannot see."""
+    line = document.line(key)
+    return SettingsError(str(Problem(message=message, file=FILE, line=line, key=f"tool.deploy_gates.{key}")))
 
 
 def _model(raw: Mapping[str, Json]) -> DeclaredModel:
