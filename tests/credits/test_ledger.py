@@ -28,8 +28,9 @@ from deploy_gates.core.ledger import (
     Transfer,
     transfers_of,
 )
-from deploy_gates.store.ledger import ENTRY_COLUMNS, Ledger, of_entry
+from deploy_gates.store.ledger import Ledger
 from deploy_gates.store.ledger_postgres import PostgresLedger
+from deploy_gates.store.ledger_rows import ENTRY_COLUMNS, of_entry
 from deploy_gates.store.ledger_sqlite import SqliteLedger
 
 USAGE = Usage(input_tokens=900, output_tokens=100)
@@ -227,6 +228,30 @@ def test_reading_a_balance_frees_what_has_expired(ledger: Ledger) -> None:
 
     assert balance(ledger).available == 100
     assert ledger.sweep() == 0
+
+
+def test_a_list_of_organisations_shows_nothing_as_reserved_that_has_expired(ledger: Ledger) -> None:
+    an_organisation(ledger, 100)
+    ledger.add("globex", "Globex", Terms(), "ada")
+    done(ledger, asked(Kind.RESERVE, 80, hold_s=0.001))
+    until_expired(ledger)
+
+    acme, globex = ledger.organisations()
+
+    assert (acme.balance.available, acme.balance.reserved) == (100, 0)
+    assert (globex.id, globex.seq) == ("globex", 1)
+    assert faults(ledger) == ()
+
+
+def test_a_look_frees_all_that_has_expired_however_much_it_is(ledger: Ledger) -> None:
+    an_organisation(ledger, 2_000)
+    for _ in range(5):
+        ledger.apply([asked(Kind.RESERVE, 1) for _ in range(250)])
+    raw(ledger, "UPDATE reservation SET expires_at_ms = 1")
+
+    assert balance(ledger).available == 2_000
+    assert ledger.reservations("acme") == ()
+    assert faults(ledger) == ()
 
 
 def test_a_sweep_frees_what_has_expired_everywhere(ledger: Ledger) -> None:

@@ -23,7 +23,7 @@ from deploy_gates.core.ledger import (
     on_terms,
 )
 from deploy_gates.store.connections import Connection
-from deploy_gates.store.ledger import (
+from deploy_gates.store.ledger_rows import (
     PAGE,
     Audited,
     allowance_of,
@@ -80,22 +80,16 @@ class PostgresLedger:
 
     def organisation(self, id: str) -> Organisation | None:
         def read(connection: Connection) -> Organisation | None:
-            late = connection.execute(
-                "SELECT 1 FROM reservation WHERE organisation = %s AND expires_at_ms <= now_ms() LIMIT 1",
-                (id,),
-            ).fetchone()
-            if late is not None:
-                _free(connection, [id])
+            _free_all(connection, [id])
             return _organisation(connection, id)
 
         return self._store.read_all(read)
 
     def organisations(self, after: str = "", limit: int = PAGE) -> tuple[Organisation, ...]:
         def read(connection: Connection) -> tuple[Organisation, ...]:
-            rows = connection.execute(
-                'SELECT * FROM organisation WHERE id COLLATE "C" > %s ORDER BY id COLLATE "C" LIMIT %s',
-                (after, limit),
-            ).fetchall()
+            values = (after, limit)
+            _free_all(connection, [row["id"] for row in connection.execute(_LISTED, values)])
+            rows = connection.execute(_LISTED, values).fetchall()
             kept = _allowances(connection, [row["id"] for row in rows])
             return tuple(organisation_of(row, kept.get(row["id"], ())) for row in rows)
 
@@ -197,6 +191,7 @@ class PostgresLedger:
 
 _APPLY = "SELECT * FROM credits_apply(%s::text[], %s::text[], %s::json)"
 
+_LISTED = 'SELECT * FROM organisation WHERE id COLLATE "C" > %s ORDER BY id COLLATE "C" LIMIT %s'
 _OLDEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq LIMIT %s"
 _NEWEST = "SELECT * FROM entry WHERE organisation = %s AND seq > %s AND seq < %s ORDER BY seq DESC LIMIT %s"
 
@@ -278,6 +273,16 @@ def _free(connection: Connection, organisations: list[str]) -> int:
     freed = connection.execute("SELECT credits_expire(%s) AS n", (organisations,)).fetchone()
     assert freed is not None, "a count is a row"
     return int(freed["n"])
+
+
+def _free_all(connection: Connection, organisations: list[str]) -> None:
+    """Free what has expired of these, however much it is; nobody is locked where nothing has."""
+    while late := connection.execute(
+        "SELECT DISTINCT organisation FROM reservation "
+        "WHERE organisation = ANY (%s) AND expires_at_ms <= now_ms()",
+        (organisations,),
+    ).fetchall():
+        _free(connection, [row["organisation"] for row in late])
 
 
 def _on_terms(

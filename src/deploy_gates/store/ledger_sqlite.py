@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from deploy_gates.core.cost import Price
 from deploy_gates.core.ledger import (
@@ -24,7 +26,7 @@ from deploy_gates.core.ledger import (
     expired,
     on_terms,
 )
-from deploy_gates.store.ledger import (
+from deploy_gates.store.ledger_rows import (
     ENTRY_COLUMNS,
     PAGE,
     Audited,
@@ -42,6 +44,8 @@ from deploy_gates.store.sqlite import SqliteStore
 
 EXPIRED_MAX = 1_000
 """How many reservations are freed on the way of one transaction."""
+
+_T = TypeVar("_T")
 
 
 class SqliteLedger:
@@ -80,26 +84,33 @@ class SqliteLedger:
         return self._store.write_all(put)
 
     def organisation(self, id: str) -> Organisation | None:
-        def read(connection: sqlite3.Connection) -> tuple[Organisation | None, bool]:
-            late = connection.execute(
-                "SELECT 1 FROM reservation WHERE organisation = ? AND expires_at_ms <= now_ms()", (id,)
-            ).fetchone()
-            return _organisation(connection, id), late is not None
+        def read(connection: sqlite3.Connection) -> tuple[list[str], Organisation | None]:
+            return _late(connection, [id]), _organisation(connection, id)
 
-        found, is_late = self._store.read_all(read)
-        if is_late:
-            self._store.write_all(lambda connection: self._free(connection, id))
-            found, _ = self._store.read_all(read)
-        return found
+        return self._freed(read)
 
     def organisations(self, after: str = "", limit: int = PAGE) -> tuple[Organisation, ...]:
-        def read(connection: sqlite3.Connection) -> tuple[Organisation, ...]:
+        def read(connection: sqlite3.Connection) -> tuple[list[str], tuple[Organisation, ...]]:
             rows = connection.execute(
                 "SELECT * FROM organisation WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
             ).fetchall()
-            return tuple(organisation_of(row, _allowances(connection, row["id"])) for row in rows)
+            found = tuple(organisation_of(row, _allowances(connection, row["id"])) for row in rows)
+            return _late(connection, [each.id for each in found]), found
 
-        return self._store.read_all(read)
+        return self._freed(read)
+
+    def _freed(self, read: Callable[[sqlite3.Connection], tuple[list[str], _T]]) -> _T:
+        """What is read once nothing of it has expired: `read` also says whose reservations have."""
+
+        def free(connection: sqlite3.Connection) -> None:
+            for each in late:
+                self._free(connection, each)
+
+        while True:
+            late, found = self._store.read_all(read)
+            if not late:
+                return found
+            self._store.write_all(free)
 
     # --- Transactions ---------------------------------------------------------------------------
 
@@ -331,6 +342,16 @@ def _entries(
         (organisation, after, before, limit),
     ).fetchall()
     return tuple(entry_of(tuple(row)) for row in rows)
+
+
+def _late(connection: sqlite3.Connection, organisations: list[str]) -> list[str]:
+    """Which of these hold what has expired."""
+    late = connection.execute(
+        "SELECT DISTINCT organisation FROM reservation "
+        "WHERE organisation IN (SELECT value FROM json_each(?)) AND expires_at_ms <= now_ms()",
+        (json.dumps(organisations),),
+    ).fetchall()
+    return [row["organisation"] for row in late]
 
 
 def _now_ms(connection: sqlite3.Connection) -> int:
