@@ -265,6 +265,22 @@ def test_many_clusters_in_which_little_changes_prove_the_margin() -> None:
     assert found[Conclusion.NO_WORSE] > 0.9
 
 
+@pytest.mark.parametrize("n", [10, 50, 200])
+def test_changes_in_part_prove_no_more_than_no_change_at_all(n: int) -> None:
+    slight = [Pair(baseline=1 - 0.02 * (at % 2), candidate=0.98 + 0.02 * (at % 2)) for at in range(n)]
+
+    assert concluded(slight).low <= concluded(pairs(n)).low + 1e-12
+
+
+def test_a_large_loss_among_many_small_ones_leaves_more_room_than_its_share_of_the_spread() -> None:
+    """The same mean and the same second moment: what is rare and large may be missed by luck."""
+    even = [Pair(baseline=1, candidate=3 / 4)] * 32 + [MET] * 168
+    rare = [WORSE] + [Pair(baseline=1, candidate=6 / 7)] * 49 + [MET] * 150
+
+    assert concluded(rare).delta == pytest.approx(concluded(even).delta)
+    assert concluded(rare).low < concluded(even).low
+
+
 # --- Laws ---------------------------------------------------------------------------------------
 
 MIXED = [
