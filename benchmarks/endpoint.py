@@ -17,6 +17,7 @@ import functools
 import json
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -32,7 +33,15 @@ WRONG_PER_MILLE = 35
 HANGS_FOR_S = 10.0
 _TICKET = re.compile(rb"ticket (\d+) about (\w+)")
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-FAULTS = ("429", "429-fraction", "500", "hang", "truncated", "broken-json", "dropped")
+DRIPS_FOR_S = 5.0
+ERRORS = {
+    "429": (429, "slow down", "retry-after: 1\r\n"),
+    "429-fraction": (429, "slow down", "retry-after: 0.05\r\n"),
+    "429-bare": (429, "slow down", ""),
+    "500": (500, "this is on us", ""),
+    "503": (503, "come back later", ""),
+}
+FAULTS = (*ERRORS, "hang", "drip", "truncated", "broken-json", "dropped", "reset")
 
 
 def is_wrong(ticket: int) -> bool:
@@ -137,12 +146,8 @@ class Connection(asyncio.Protocol):
     def _fail(self, ticket: int, category: str) -> None:
         assert self.transport is not None
         fault, whole = self.state.fault, completion(ticket, category or CATEGORIES[0])
-        if fault == "429":
-            self._error(429, "slow down", "retry-after: 1\r\n")
-        elif fault == "429-fraction":
-            self._error(429, "slow down", "retry-after: 0.05\r\n")
-        elif fault == "500":
-            self._error(500, "this is on us")
+        if fault in ERRORS:
+            self._error(*ERRORS[fault])
         elif fault == "broken-json":
             self._send(200, whole[: len(whole) // 2])
         elif fault == "truncated":
@@ -150,8 +155,20 @@ class Connection(asyncio.Protocol):
             self.transport.close()
         elif fault == "dropped":
             self.transport.close()
+        elif fault == "reset":
+            linger = struct.pack("ii", 1, 0)  # closing sends RST then, and throws away what was written
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.transport.abort()
+        elif fault == "drip":
+            self.transport.write(_head(200, len(whole)))
+            for at in range(len(whole)):
+                self.loop.call_later(DRIPS_FOR_S * at / len(whole), self._drip, whole[at : at + 1])
         elif fault == "hang":
             self.loop.call_later(HANGS_FOR_S, self.transport.close)
+
+    def _drip(self, drop: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(drop)
 
     def _error(self, status: int, message: str, header: str = "") -> None:
         self._send(status, json.dumps({"error": {"message": message, "code": None}}).encode(), header)

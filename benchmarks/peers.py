@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from whole import Took, run
+
 from deploy_gates.core.canonical import Json, JsonObject
 
 if TYPE_CHECKING:
     from endpoint import Remote
-    from golden import Took
 
 Peer: TypeAlias = "Callable[[Remote, float], Took]"
 
@@ -214,8 +215,6 @@ def _runs(command: Sequence[str], where: Path) -> Peer:
 
 
 def _run(command: Sequence[str], where: Path, remote: Remote, delay_s: float) -> Took:
-    from golden import run
-
     home = {"HOME": str(where), "PROMPTFOO_CONFIG_DIR": str(where / ".promptfoo")}
     took = run(command, cwd=where, remote=remote, environ={**QUIET, **home}, delay_s=delay_s)
     (where / "said.txt").write_text(took.said)
