@@ -250,6 +250,23 @@ def test_plain_messages_are_counted_as_openai_published() -> None:
     assert estimate.exact
 
 
+def test_a_request_that_was_counted_before_is_estimated_for_whoever_asks_now() -> None:
+    made = question(
+        Api.CHAT, {"model": "gpt-4o", "messages": [{"role": "user", "content": "退款请求：三十天后"}]}
+    )
+    tokenizer = Tokenizer()
+
+    first = estimate_input(made, tokenizer, encoding="o200k_base")
+    assumed = estimate_input(made, tokenizer, encoding="o200k_base", encoding_is_exact=False)
+    older = estimate_input(made, tokenizer, encoding="cl100k_base")
+
+    assert assumed.tokens == first.tokens
+    assert first.exact
+    assert assumed.notes == ("gpt-4o's own tokenizer is not published: counted with o200k_base",)
+    assert older == estimate_input(made, Tokenizer(), encoding="cl100k_base")
+    assert older.tokens != first.tokens
+
+
 def test_the_cookbooks_own_example_has_the_tokens_the_api_billed() -> None:
     """From OpenAI's cookbook: `num_tokens_from_messages` and the API agree on 124 for gpt-4o."""
     pairs = [

@@ -99,6 +99,8 @@ class Tokenizer:
         self._counts: dict[tuple[str, str], int] = {}
         self._used: dict[str, int] = {}
         self._is_grown = False
+        self.estimates: dict[tuple[str, str], TokenEstimate] = {}
+        """By the digest of a request and an encoding: three gates want to know the same."""
 
     def __call__(self, encoding: str, text: str) -> int:
         """How many tokens `text` has in `encoding`, special tokens being text like any other."""
@@ -279,11 +281,17 @@ def estimate_input(
     question: Question, count: Count, *, encoding: str, encoding_is_exact: bool = True
 ) -> TokenEstimate:
     """The tokens that will be billed as input of this request."""
-    parts = list(_parts(question, functools.partial(count, encoding)))
-    notes = [note for _, note in parts if note]
-    if not encoding_is_exact:
-        notes.insert(0, f"{question.model}'s own tokenizer is not published: counted with {encoding}")
-    return TokenEstimate(tokens=sum(tokens for tokens, _ in parts), notes=tuple(dict.fromkeys(notes)))
+    kept = count.estimates if isinstance(count, Tokenizer) else {}
+    found = kept.get((question.digest, encoding))
+    if found is None:
+        parts = list(_parts(question, functools.partial(count, encoding)))
+        notes = dict.fromkeys(note for _, note in parts if note)
+        found = TokenEstimate(tokens=sum(tokens for tokens, _ in parts), notes=tuple(notes))
+        kept[question.digest, encoding] = found
+    if encoding_is_exact:
+        return found
+    assumed = f"{question.model}'s own tokenizer is not published: counted with {encoding}"
+    return TokenEstimate(tokens=found.tokens, notes=(assumed, *found.notes))
 
 
 def worst_case(

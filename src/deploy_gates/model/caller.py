@@ -43,6 +43,8 @@ WAIT_MAX_S = 60.0
 BACKOFF_S = 0.25
 BACKOFF_FACTOR = 3.0
 BACKOFF_MAX_S = 20.0
+AFTER_MOST = 1.02
+"""What an endpoint asks to wait is waited, and at most so many times that: not all begin again at once."""
 REFUSED_MAX = 8
 """So many connections refused in a row, and there is no endpoint."""
 DENIED_MAX = 3
@@ -249,7 +251,7 @@ class Caller:
             if not result.is_throttled or self._answered == answered_before:
                 tries += 1
             answered_before = self._answered
-            wait_s = _backoff_s(tries) if result.wait_s is None else result.wait_s * random.uniform(1.0, 1.1)
+            wait_s = _backoff_s(tries) if result.wait_s is None else _after_s(result.wait_s)
             if tries > self._retries or wait_s > WAIT_MAX_S or self._clock() + wait_s >= until:
                 return self._give_up(result, calls, is_silent=self._answered == answered_at_first)
             await self._sleep(wait_s)
@@ -471,3 +473,7 @@ def _with_usage(question: Question) -> JsonObject:
 def _backoff_s(tries: int) -> float:
     exact = BACKOFF_S * BACKOFF_FACTOR ** max(0, tries - 1)
     return min(BACKOFF_MAX_S, exact) * random.uniform(0.5, 1.0)
+
+
+def _after_s(wait_s: float) -> float:
+    return wait_s * random.uniform(1.0, AFTER_MOST)
