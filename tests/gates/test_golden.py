@@ -452,6 +452,22 @@ def test_a_case_that_must_pass_is_no_part_of_the_comparison() -> None:
     assert [[each["case"] for each in result.figures["worse"]] for result in results] == [["safety"]] * 2
 
 
+def test_clusters_that_weigh_too_much_to_prove_anything_are_named() -> None:
+    plain = cases(400)
+    large = [replace(case, cluster="shoes" if at < 40 else "") for at, case in enumerate(plain)]
+    pairs = [replace(case, cluster=f"{at // 4}") for at, case in enumerate(plain)]
+    weighed = [replace(case, weight=0.05 if case.cluster else 1.0) for case in large]
+
+    results = [judged(a_change_of(given), endpoint()) for given in (large, pairs, weighed)]
+
+    assert [each.verdict for each in results] == [Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE, Verdict.PASS]
+    assert results[0].hint == (
+        "give what belongs to shoes and its like less weight: "
+        "even if nothing changed, a loss of 9.5 pt could hide there"
+    )
+    assert results[1].hint == "about 200 cases more like these would decide"
+
+
 def test_where_every_case_must_pass_they_are_the_comparison_too() -> None:
     given = cases(200, must_pass=True)
 

@@ -147,6 +147,13 @@ def more_needed(
     return many - len(pairs)
 
 
+def hidden(pairs: Sequence[Pair], confidence: float) -> float:
+    """So large a loss these could hide even if not a single one had changed: a share of 1."""
+    return -paired(
+        [replace(pair, candidate=pair.baseline) for pair in pairs], margin=0, confidence=confidence
+    ).low
+
+
 def samples_needed(n: int, more: int) -> int:
     """How many samples more of each of `n` cases say as much as `more` cases, where chance alone varies."""
     return -(-more // n)

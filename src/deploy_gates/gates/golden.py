@@ -581,7 +581,7 @@ def _finding(
             f"{_cases(found.n)} cannot tell a loss of {_limit(policy.margin_pt)} pt from none",
             *of_tags,
         ),
-        hint=_would_decide(more, known),
+        hint=_weigh_down(known, policy) or _would_decide(more, known),
     )
 
 
@@ -718,6 +718,23 @@ def _would_decide(more: int | None, known: Sequence[_Scored] = ()) -> str:
         return cases  # where nothing varies, asking again teaches nothing
     more_samples = "1 sample" if samples == 1 else f"{samples} samples"
     return cases.replace(" more like these", f" more like these or {more_samples} more of each")
+
+
+def _weigh_down(known: Sequence[_Scored], policy: GoldenPolicy) -> str:
+    """What to do where nothing could be proved because a few weigh so much; if they did not, it could be."""
+    pairs, margin = [each.pair for each in known], policy.margin_pt / 100
+    weights: dict[str, float] = {}
+    for each in known:
+        name = each.pair.cluster or each.outcome.case
+        weights[name] = weights.get(name, 0.0) + each.pair.weight
+    even = [Pair(baseline=1, candidate=1)] * len(weights)
+    hides, evenly = stats.hidden(pairs, policy.confidence), stats.hidden(even, policy.confidence)
+    if hides <= margin or evenly > margin:
+        return ""
+    return (
+        f"give what belongs to {max(weights, key=weights.__getitem__)} and its like less weight: "
+        f"even if nothing changed, a loss of {100 * hides:.1f} pt could hide there"
+    )
 
 
 def _points(value: float, *, unlike: float | None = None) -> str:
