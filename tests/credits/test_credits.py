@@ -7,6 +7,8 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -246,3 +248,13 @@ def test_one_that_cannot_be_kept_harms_none_of_the_others() -> None:
 
     assert [isinstance(each, Answer) for each in outcomes] == [True, True, False, True]
     batcher.close()
+
+
+def test_the_test_that_the_docs_show_passes(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs/credits.md").read_text("utf-8")
+    (shown,) = (block for block in docs.split("```python\n")[1:] if "def test_" in block)
+    scope: dict[str, Any] = {}
+
+    exec(shown.partition("```")[0], scope)
+
+    scope["test_who_has_no_credits_is_refused"](tmp_path)
