@@ -43,6 +43,9 @@ WAIT_MAX_S = 60.0
 BACKOFF_S = 0.25
 BACKOFF_FACTOR = 3.0
 BACKOFF_MAX_S = 20.0
+TOGETHER = 5
+"""So many questions are begun in one turn of the loop: of a hundred begun at once none is sent before all
+are ready to be, again and again, since they are answered together as well."""
 AFTER_MOST = 1.02
 """What an endpoint asks to wait is waited, and at most so many times that: not all begin again at once."""
 REFUSED_MAX = 8
@@ -104,6 +107,8 @@ class Caller:
         """Why nothing more is asked."""
         self._in_flight = max(1, in_flight)
         self._limit = float(self._in_flight)
+        self._begun = 0
+        """So many questions in this turn of the loop."""
         self._answered = 0
         self._refused = 0
         self._denied = 0
@@ -183,7 +188,7 @@ class Caller:
             if refusal is not None:
                 self._queue.popleft()
                 self._deliver(Settled(question=job.question, result=refusal))
-            elif self._line is None or len(self._tasks) >= int(self._limit):
+            elif self._line is None or len(self._tasks) >= int(self._limit) or self._begun >= TOGETHER:
                 return
             else:
                 worst = job.worst_nanousd or 0
@@ -195,7 +200,14 @@ class Caller:
                 else:
                     self._begin(self._queue.popleft())
 
+    def _next_turn(self) -> None:
+        self._begun = 0
+        self._pump()
+
     def _begin(self, job: Job) -> None:
+        if not self._begun:
+            self._loop.call_soon(self._next_turn)
+        self._begun += 1
         calls = _Calls(job=job, began=self._clock(), reserved_nanousd=job.worst_nanousd or 0)
         task = self._loop.create_task(self._ask(calls))
         self._tasks.add(task)
