@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -145,6 +146,22 @@ def test_nothing_changed_is_nothing_to_gate(pytester: pytest.Pytester, project: 
 
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*no config changed since main*"])
+
+
+def test_garbage_is_collected_after_a_run_as_it_was_before(
+    pytester: pytest.Pytester, project: Project
+) -> None:
+    changed(project)
+    program = """
+        import gc, pytest
+        before = gc.isenabled(), gc.get_threshold()
+        status = pytest.main(["--deploy-gates", "--gate=type", "-p", "no:randomly"])
+        print("LEFT AS IT WAS", status == 0, before == (gc.isenabled(), gc.get_threshold()))
+    """
+
+    result = pytester.runpython_c(textwrap.dedent(program))
+
+    result.stdout.fnmatch_lines(["LEFT AS IT WAS True True"])
 
 
 def test_chosen_gates_run_alone_and_the_others_are_skipped(
