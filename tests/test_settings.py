@@ -95,6 +95,40 @@ def test_what_is_wrong_is_said_with_its_line(text: str, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ("", "budget_usd"),
+        ("", "in_flight"),
+        ("golden", "margin_pt"),
+        ("golden", "confidence"),
+        ("golden", "min_cases"),
+        ("cost", "max_increase_pct"),
+        ("type", "timeout_s"),
+        ("ship", "weight"),
+        ("ship", "hold_s"),
+        ("canary", "mark_s"),
+        ("models.our-7b", "input_usd_per_mtok"),
+        ("models.our-7b", "context_window"),
+    ],
+)
+def test_what_is_no_finite_number_is_said_with_its_line(table: str, key: str, number: str) -> None:
+    place = f"tool.deploy_gates.{table}".removesuffix(".")
+
+    with pytest.raises(SettingsError) as refused:
+        settings.parse(f"[{place}]\n{key} = {number}\n")
+
+    (said,) = str(refused.value).splitlines()
+    assert said.startswith("pyproject.toml:2")
+    assert f"{place}.{key}" in said
+
+
+def test_a_number_of_thousands_of_digits_is_no_toml() -> None:
+    with pytest.raises(SettingsError, match="is not TOML"):
+        settings.parse(f"[tool.deploy_gates]\nin_flight = {'9' * 5_000}\n")
+
+
 def test_the_policy_digest_changes_with_the_policy_and_with_nothing_else() -> None:
     base = settings.parse("[tool.deploy_gates.golden]\nmargin_pt = 2.5\n").policy.digest
     elsewhere = settings.parse(

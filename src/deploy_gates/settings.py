@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -23,6 +23,8 @@ from deploy_gates.core.tally import Unit
 from deploy_gates.documents import Document
 
 FILE = "pyproject.toml"
+NUMBER_MAX = 10**15
+"""Larger than anything that is settled, and exact as a float."""
 POLICY_KEYS = ("optional", "type", "unit", "integration", "golden", "cost", "models")
 """What decides a verdict; the rest only says where things lie."""
 
@@ -87,14 +89,31 @@ def parse(text: str) -> Settings:
     """The settings in the text of a pyproject.toml, with every problem named at once."""
     try:
         toml = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise SettingsError(f"{FILE} is not TOML: {error}") from error
     raw = toml.get("tool", {}).get("deploy_gates", {})
     document = Document(file=FILE, value=raw, lines=_lines(text))
-    problems = documents.validate(document, "settings", prefix="tool.deploy_gates.")
+    problems = tuple(_no_numbers(raw, (), document))
+    problems = problems or documents.validate(document, "settings", prefix="tool.deploy_gates.")
     if problems:
         raise SettingsError("\n".join(str(each) for each in problems))
     return _settings(raw, document)
+
+
+def _no_numbers(value: Json, path: tuple[str | int, ...], document: Document) -> Iterator[Problem]:
+    """What TOML takes for a number and no schema can see through: nan is neither too small nor too large."""
+    if isinstance(value, dict | list):
+        for part, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _no_numbers(each, (*path, part), document)
+    elif isinstance(value, int | float) and not abs(value) <= NUMBER_MAX:
+        key = documents.join(path)
+        said = f"is {value}" if isinstance(value, float) else "is too large"
+        yield Problem(
+            message=f"{said}, and must be a finite number of at most {NUMBER_MAX:.0e}",
+            file=FILE,
+            line=document.line(key),
+            key=f"tool.deploy_gates.{key}",
+        )
 
 
 def _lines(text: str) -> dict[str, int]:
