@@ -136,6 +136,29 @@ def test_what_cannot_be_done_is_said_in_a_sentence_and_by_the_status(run: Comman
     assert "'lots' is no amount of credits" in no_number.stderr
 
 
+def test_numbers_are_what_people_mean_by_them(run: Command) -> None:
+    run("org", "add", "acme")
+
+    asked = [
+        ("grant", "acme", "1,5"),
+        ("grant", "acme", "1_000"),
+        ("grant", "acme", "9999999999999"),
+        ("limits", "acme", "--lowest", "-1,5"),
+        ("limits", "acme", "--multiplier", "nan"),
+        ("limits", "acme", "--requests-per-minute", "1_000"),
+        ("statement", "acme", "--after", "1_0"),
+    ]
+    refused = [run(*each) for each in asked]
+
+    assert [each.returncode for each in refused] == [2] * len(asked)
+    said = [each.stderr for each in refused]
+    assert "'1,5' is no amount of credits: a number with at most six decimals, and with no comma" in said[0]
+    assert "is too much: one amount is at most 1,000,000,000 credits" in said[2]
+    assert "'nan' is no multiplier" in said[4]
+    assert "1_000 is not a whole number from 0 on" in said[5]
+    assert run("grant", "acme", "1,000").stdout == "1,000 credits granted: acme has 1,000 available\n"
+
+
 def test_every_command_has_an_example(run: Command) -> None:
     names = ["org add", "org list", "grant", "correct", "limits", "balance", "statement", "verify", "sweep"]
 

@@ -261,10 +261,46 @@ def test_amounts_are_read_and_written(text: str, amount: int) -> None:
     assert core.parsed_credits(core.written(amount)) == amount
 
 
-@pytest.mark.parametrize("text", ["", "-", ".", "1.0000001", "1e3", "lots", "１", "1 2", "9" * 13])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-",
+        ".",
+        "1.0000001",
+        "1e3",
+        "lots",
+        "１",
+        "1 2",
+        "1,5",
+        "1,00,0",
+        "1,0000",
+        ",100",
+        "1_000",
+        "1.0_0",
+    ],
+)
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         core.parsed_credits(text)
+
+
+def test_what_is_too_much_is_refused_for_its_size() -> None:
+    for text in ("1000000000.000001", "-9999999999999", "9" * 5_000):
+        with pytest.raises(ValueError, match="is too much: one amount is at most 1,000,000,000 credits"):
+            core.parsed_credits(text)
+    assert core.parsed_credits("1,000,000,000") == core.AMOUNT_MAX
+
+
+@pytest.mark.parametrize(("text", "ppm"), [("1", 1_000_000), ("1.25", 1_250_000), (".5", 500_000), ("0", 0)])
+def test_multipliers_are_read(text: str, ppm: int) -> None:
+    assert core.parsed_multiplier(text) == ppm
+
+
+@pytest.mark.parametrize("text", ["", ".", "nan", "inf", "-1", "1e2", "1_0", "1,000", "1.0000001", "a lot"])
+def test_what_is_no_multiplier_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no multiplier: a number from 0 to 1000"):
+        core.parsed_multiplier(text)
 
 
 def test_a_micro_credit_is_a_nano_dollar() -> None:

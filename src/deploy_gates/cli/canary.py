@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -20,6 +20,7 @@ from deploy_gates.cli.frame import (
     REFUSED,
     Commands,
     command,
+    decimal,
     group,
     opened,
     positive,
@@ -777,11 +778,8 @@ def _asker(asked: argparse.Namespace) -> tuple[Asker, Sequence[Prompt]]:
 
 
 def _dollars(text: str) -> Decimal:
-    try:
-        amount = Decimal(text.removeprefix("$"))
-    except InvalidOperation:
-        amount = Decimal(-1)
-    if not amount.is_finite() or amount <= 0:
+    amount = decimal(text.removeprefix("$"))
+    if amount is None or amount <= 0:
         raise SettingsError(f"--budget {text!r} is no amount of dollars", hint="--budget 1.50")
     return amount
 

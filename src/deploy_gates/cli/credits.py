@@ -6,7 +6,6 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 from deploy_gates.cli.frame import (
@@ -20,6 +19,7 @@ from deploy_gates.cli.frame import (
     print_json,
     stored,
     terminal,
+    whole,
 )
 from deploy_gates.core.errors import Refusal, Refused, SettingsError
 
@@ -68,7 +68,7 @@ def add(commands: Commands) -> None:
     )
     statement.add_argument("organisation", metavar="ORG")
     statement.add_argument("--last", type=positive, default=50, metavar="N", help="how many (default: 50)")
-    statement.add_argument("--after", type=int, default=0, metavar="SEQ", help="only those after this one")
+    statement.add_argument("--after", type=whole, default=0, metavar="SEQ", help="only those after this one")
     statement.add_argument("--csv", action="store_true", help="print everything about each, for spreadsheets")
     verify = stored(
         of_credits,
@@ -130,7 +130,7 @@ def _add_moving(of_credits: Commands) -> None:
 
 def _add_terms(parser: argparse.ArgumentParser) -> None:
     for rate in RATES:
-        parser.add_argument(f"--{rate}", type=int, metavar="N", help=f"{rate.replace('-', ' ')}")
+        parser.add_argument(f"--{rate}", type=whole, metavar="N", help=f"{rate.replace('-', ' ')}")
     parser.add_argument("--lowest", metavar="CREDITS", help="how far the balance may go down (default: 0)")
     parser.add_argument("--multiplier", metavar="X", help="what it pays of list prices (default: 1)")
 
@@ -196,7 +196,7 @@ def _balance(asked: argparse.Namespace) -> int:
 
 def _terms(asked: argparse.Namespace, before: Terms) -> Terms:
     """The terms with what the options change of them. `SettingsError` for what cannot be."""
-    from deploy_gates.core.ledger import PPM, Allowance, parsed_credits
+    from deploy_gates.core.ledger import Allowance, parsed_credits, parsed_multiplier
 
     kept: dict[tuple[str, str], Allowance] = {(each.model, each.rate): each for each in before.allowances}
     try:
@@ -207,18 +207,10 @@ def _terms(asked: argparse.Namespace, before: Terms) -> Terms:
             elif most is not None:
                 kept[place] = Allowance(model=place[0], rate=place[1], most=most)
         lowest = before.lowest if asked.lowest is None else parsed_credits(asked.lowest)
-        multiplier = asked.multiplier
-        ppm = before.multiplier_ppm if multiplier is None else int(Decimal(multiplier) * PPM)
-        if multiplier is not None and Decimal(multiplier) * PPM != ppm:
-            raise ValueError("a multiplier has at most six decimals")
+        ppm = before.multiplier_ppm if asked.multiplier is None else parsed_multiplier(asked.multiplier)
         return replace(before, lowest=lowest, multiplier_ppm=ppm, allowances=tuple(kept.values()))
-    except (ValueError, InvalidOperation, OverflowError) as error:
-        said = (
-            f"--multiplier {asked.multiplier!r} is no number"
-            if isinstance(error, InvalidOperation)
-            else error
-        )
-        raise SettingsError(f"these terms cannot be: {said}") from error
+    except ValueError as error:
+        raise SettingsError(f"these terms cannot be: {error}") from error
 
 
 def _asked_rate(asked: argparse.Namespace, option: str) -> int | None:

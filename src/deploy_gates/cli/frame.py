@@ -7,9 +7,10 @@ import contextlib
 import getpass
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -130,19 +131,31 @@ def existing(text: str) -> Path:
 
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return _whole(text, 1)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 on, for argparse."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    """Python takes `1_000` for a number, and people do not; sixteen digits are more than anybody means."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 16 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
     return int(text)
+
+
+def decimal(text: str) -> Decimal | None:
+    """The finite number that is written so, in digits and without grouping; `None` if it is none."""
+    return Decimal(text) if re.fullmatch(r"-?(?=\.?[0-9])[0-9]{0,16}(\.[0-9]{0,16})?", text) else None
 
 
 def weight(text: str) -> int | None:
     """A share in percent as basis points; `None` where none is given. `SettingsError`."""
     if not text:
         return None
-    try:
-        weight_bp = Decimal(text.removesuffix("%").strip()) * 100
-    except InvalidOperation:
-        weight_bp = Decimal(0)
+    weight_bp = (decimal(text.removesuffix("%").strip()) or Decimal(0)) * 100
     if weight_bp != weight_bp.to_integral_value() or not 0 < weight_bp < 10_000:
         raise SettingsError(
             f"--weight {text!r} is no share: more than 0 and less than 100 percent, in steps of 0.01"

@@ -8,6 +8,7 @@ round trip, in `schema/postgres/0003.sql`; the tests hold both to one another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -859,12 +860,34 @@ def written(amount: int) -> str:
 
 def parsed_credits(text: str) -> int:
     """Micro-credits of an amount that somebody wrote. `ValueError` if it is none."""
-    number = text.strip().replace(",", "").replace("_", "")
-    sign, digits = (-1, number[1:]) if number.startswith("-") else (1, number)
-    whole, _, rest = digits.partition(".")
-    if not (whole + rest).isascii() or not (whole + rest).isdigit() or len(rest) > 6 or len(whole) > 12:
-        raise ValueError(f"{text!r} is no amount of credits: a number with at most six decimals")
-    return sign * (int(whole or "0") * MICRO + int(rest.ljust(6, "0")))
+    found = _CREDITS.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(
+            f"{text!r} is no amount of credits: a number with at most six decimals, "
+            "and with no comma but between thousands"
+        )
+    whole, rest = found["whole"].replace(",", "").lstrip("0"), found["rest"] or ""
+    if len(whole) > len(str(AMOUNT_MAX)) or (amount := _micro(whole, rest)) > AMOUNT_MAX:
+        raise ValueError(f"{text!r} is too much: one amount is at most {written(AMOUNT_MAX)} credits")
+    return -amount if found["sign"] else amount
+
+
+def parsed_multiplier(text: str) -> int:
+    """Parts per million of a multiplier that somebody wrote. `ValueError` if it is none."""
+    found = _MULTIPLIER.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is no multiplier: a number from 0 to 1000 with at most six decimals")
+    return _micro(found["whole"], found["rest"] or "")
+
+
+_CREDITS = re.compile(
+    r"(?P<sign>-?)(?=\.?[0-9])(?P<whole>[0-9]*|[0-9]{1,3}(,[0-9]{3})+)(\.(?P<rest>[0-9]{0,6}))?"
+)
+_MULTIPLIER = re.compile(r"(?=\.?[0-9])(?P<whole>[0-9]{0,4})(\.(?P<rest>[0-9]{0,6}))?")
+
+
+def _micro(whole: str, rest: str) -> int:
+    return int(whole or "0") * MICRO + int(rest.ljust(6, "0"))
 
 
 def moment_ms(moment: datetime) -> int:
