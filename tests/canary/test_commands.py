@@ -365,6 +365,9 @@ def test_many_simulated_canaries_tell_how_often_each_decision_comes(run: Run) ->
         (("--rate", "nan"), "--rate nan"),
         (("--step", "soon:25"), "--step 'soon:25'"),
         (("-o", "nowhere/traffic.ndjson"), "cannot be written"),
+        (("--seed", "-1"), "-1 is not a whole number from 0 on"),
+        (("--runs", "3", "-o", "traffic.ndjson"), "--output writes the traffic of one canary"),
+        (("--runs", "3", "--report", "canary.html"), "--report shows one canary"),
     ],
 )
 def test_traffic_that_cannot_be_simulated_is_a_sentence_and_status_2(
@@ -377,7 +380,33 @@ def test_traffic_that_cannot_be_simulated_is_a_sentence_and_status_2(
     assert "Traceback" not in done.stderr
 
 
+def test_simulated_canaries_that_only_time_ended_are_undecided(run: Run) -> None:
+    arguments = ("--runs", "4", "--rate", "2", "--duration", "900", "--inconclusive", "rollback")
+
+    found = json.loads(run("simulate", *arguments, "--json").stdout)
+
+    assert found["rolled back"]["n"] + found["undecided"]["n"] == 4
+    assert found["undecided"]["n"] >= 3
+
+
 # --- Before it starts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--rate", "0"), "0 is not a number above 0"),
+        (("--minutes", "nan"), "nan is not a number above 0"),
+        (("triage", "--from", "traffic.ndjson"), "the traffic of triage, or that of traffic.ndjson?"),
+    ],
+)
+def test_a_plan_that_cannot_be_foreseen_is_a_sentence_and_status_2(
+    run: Run, arguments: tuple[str, ...], said: str
+) -> None:
+    done = run("plan", *arguments)
+
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 def test_a_plan_tells_what_it_will_see_and_what_would_help(run: Run, recorded: Callable[..., str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy_gates.canary.traffic import NULLS, steps
 from deploy_gates.core.canary import (
     COST,
     DEFAULT_METRICS,
@@ -496,7 +497,7 @@ def test_a_metric_without_data_keeps_a_good_candidate_from_being_promoted() -> N
     found = looked(QUICK, every)
 
     assert found.action is Action.CONTINUE
-    assert found.missing == ("there is no cost of both arms to compare",)
+    assert found.missing == ("nothing is known of cost in both arms",)
     assert found.reading(COST).baseline is None
 
 
@@ -667,6 +668,42 @@ def test_gaps_of_little_traffic_are_nothing_missing() -> None:
         decision = weigh(QUICK, there, decision, at_ms=start + BIN_MS)
         if decision.started_ms is not None and start >= START_MS:
             assert decision.action is Action.CONTINUE
+
+
+@pytest.mark.parametrize("rate_rps", [0.3, 1.0])
+def test_a_canary_with_hardly_any_traffic_is_undecided_and_not_taken_back(rate_rps: float) -> None:
+    plan = replace(QUICK, mark_s=2_000.0, extensions=0)
+    thin = replace(NULLS["aa"], rate_rps=rate_rps, duration_s=1_800.0)
+
+    for seed in range(8):
+        decision = None
+        for at_ms, tallies in steps(thin, seed):
+            decision = weigh(plan, tallies, decision, at_ms=at_ms, explain=False)
+        assert decision is not None
+        assert decision.action in (Action.CONTINUE, Action.HOLD), (seed, decision.reason)
+
+
+def test_where_nobody_comes_any_more_a_canary_is_held_and_then_taken_back() -> None:
+    decision = looked(QUICK, traffic(12))
+    ends = []
+    for each in range(13, 60):
+        decision = weigh(QUICK, (), decision, at_ms=START_MS + each * BIN_MS)
+        ends.append(decision.action)
+
+    assert (ends[1], ends[2], ends[-1]) == (Action.CONTINUE, Action.HOLD, Action.ROLLBACK)
+    assert decision.reason == "the candidate got no request for 120 s: nothing can be judged"
+
+
+def test_simulated_users_who_were_all_counted_are_a_sign_of_life() -> None:
+    closed = replace(NULLS["sticky"], requests_per_user=300.0, duration_s=900.0)
+    plan = replace(QUICK, unit=Unit.USER, mark_s=1_000.0, extensions=0)
+
+    decision = None
+    for at_ms, tallies in steps(closed, 3):
+        decision = weigh(plan, tallies, decision, at_ms=at_ms, explain=False)
+
+    assert decision is not None
+    assert decision.action is Action.CONTINUE, decision.reason
 
 
 @pytest.mark.parametrize("margin", [{"margin_ratio": 2.0}, {"margin_pt": 20.0}])

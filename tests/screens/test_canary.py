@@ -145,7 +145,7 @@ def test_a_look_that_changes_only_numbers_is_no_news() -> None:
     [
         replace(canaries.going(), action=Action.HOLD),
         replace(canaries.going(), marks=1),
-        replace(canaries.going(), missing=("there is no cost of both arms to compare",)),
+        replace(canaries.going(), missing=("nothing is known of cost in both arms",)),
         replace(
             canaries.going(),
             readings=tuple(replace(each, word=Word.HARMFUL) for each in canaries.going().readings),

@@ -115,7 +115,7 @@ def _object(line: bytes, place: str) -> JsonObject:
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        said = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8, or nested too deeply"
+        said = error.msg if isinstance(error, json.JSONDecodeError) else "packed, no UTF-8, or nested deeply"
         raise WorkspaceError(f"{place} is no JSON: {said}") from error
     if not isinstance(value, dict):
         raise WorkspaceError(f"{place} is no JSON object")

@@ -188,11 +188,12 @@ class _Requests:
 def steps(traffic: Traffic, seed: int) -> Iterator[Step]:
     """The traffic as tallies, bin by bin; users' where they keep their arm."""
     requests = _requests(checked(traffic), np.random.default_rng(seed))
+    bins = round(traffic.before_s / BIN_S) + round(traffic.duration_s / BIN_S)
+    arms = _places(traffic, requests)
+    is_alive = np.bincount(arms, minlength=2 * bins) > 0  # also of users who were all counted before
     if traffic.unit is Unit.USER:
         requests = _users(requests, traffic.duration_s)
-    bins = round(traffic.before_s / BIN_S) + round(traffic.duration_s / BIN_S)
-    at = np.floor((requests.t + traffic.before_s) / BIN_S).astype(np.int64)
-    arms = at * 2 + requests.candidate
+        arms = _places(traffic, requests)
     counts = np.bincount(arms, minlength=2 * bins)
     errors = np.bincount(arms[requests.error], minlength=2 * bins)
     good = ~requests.error
@@ -219,9 +220,15 @@ def steps(traffic: Traffic, seed: int) -> Iterator[Step]:
                     cost_usd=costs[2 * each + number],
                 )
                 for number, arm in enumerate(Arm)
-                if counts[2 * each + number]
+                if is_alive[2 * each + number]
             ),
         )
+
+
+def _places(traffic: Traffic, requests: _Requests) -> NDArray[np.int64]:
+    """The bin and arm of each request, as one number."""
+    at = np.floor((requests.t + traffic.before_s) / BIN_S).astype(np.int64)
+    return np.asarray(at * 2 + requests.candidate)
 
 
 def observations(traffic: Traffic, seed: int) -> Iterator[str]:

@@ -110,9 +110,13 @@ def _add_simulate(canaries: Commands) -> None:
         "deploy-gates canary simulate --scenario lat10 --rate 200 --share 10 --runs 100",
     )
     simulate.add_argument(
-        "--scenario", default="aa", metavar="NAME", help="what to start from (default: aa, no difference)"
+        "--scenario",
+        default="aa",
+        metavar="NAME",
+        help="what to start from (default: aa, no difference); lat10 and cost30 are so many percent worse, "
+        "err2 and cost2 so many times",
     )
-    simulate.add_argument("--seed", type=int, default=1, help="the same seed makes the same traffic")
+    simulate.add_argument("--seed", type=_seed, default=1, help="the same seed makes the same traffic")
     simulate.add_argument(
         "-o", "--output", default="", metavar="FILE", help="write observations; .gz packs them"
     )
@@ -145,7 +149,7 @@ _TRAFFIC: dict[str, tuple[str, type, str, str]] = {
     "cold": ("cold_s", float, "S", "so long its caches are cold"),
     "drift": ("drift", float, "P", "by so much both arms rise and fall"),
     "bursts": ("bursts", int, "N", "so many bursts of errors of both arms"),
-    "users": ("requests_per_user", float, "N", "users who keep their arm, with so many requests each"),
+    "users": ("requests_per_user", float, "N", "who comes keeps an arm, and makes so many requests"),
 }
 """Options of `simulate`, and the fields of the traffic that they set."""
 
@@ -164,10 +168,10 @@ def _add_plan(canaries: Commands) -> None:
     plan.add_argument("--env", default="production", choices=ENVIRONMENTS, help="default: production")
     plan.add_argument("--from", dest="recorded", default="", metavar="FILE", help="take recorded traffic")
     plan.add_argument(
-        "--rate", type=float, metavar="RPS", help="requests (or users) a second (default: as it was)"
+        "--rate", type=_some, metavar="RPS", help="requests (or users) a second (default: as it was)"
     )
     plan.add_argument(
-        "--minutes", type=float, default=10.0, metavar="N", help="take so much of the past (default: 10)"
+        "--minutes", type=_some, default=10.0, metavar="N", help="take so much of the past (default: 10)"
     )
     _plans(plan)
 
@@ -467,7 +471,29 @@ def _extra() -> Iterator[None]:
 # --- Simulating ---------------------------------------------------------------------------------
 
 
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return int(text)
+
+
+def _some(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
 def _simulate(asked: argparse.Namespace) -> int:
+    if asked.output and (asked.runs or asked.report):
+        raise SettingsError(
+            "--output writes the traffic of one canary, and judges none", hint="leave out --runs and --report"
+        )
+    if asked.runs and asked.report:
+        raise SettingsError("--report shows one canary, and --runs judges many", hint="leave one out")
     with _extra():
         from deploy_gates.canary import traffic as simulated
 
@@ -546,6 +572,7 @@ class _Run(NamedTuple):
     """How one simulated canary ended."""
 
     action: Action
+    """One that is taken back because its last mark found it undecided is held."""
     elapsed_s: float
     requests: int
     """Of the candidate."""
@@ -554,6 +581,7 @@ class _Run(NamedTuple):
 def _run(plan: Plan, traffic: Traffic, seed: int) -> _Run:
     """One simulated canary, to its end."""
     from deploy_gates.canary.traffic import steps
+    from deploy_gates.core.canary import Action
     from deploy_gates.core.weighing import weigh
 
     decision: Decision | None = None
@@ -562,7 +590,8 @@ def _run(plan: Plan, traffic: Traffic, seed: int) -> _Run:
         if decision.has_ended:
             break
     assert decision is not None, "traffic that was checked has bins"
-    return _Run(decision.action, decision.elapsed_s, decision.arms.candidate)
+    action = Action.HOLD if decision.cause == ("undecided",) else decision.action
+    return _Run(action, decision.elapsed_s, decision.arms.candidate)
 
 
 def _tell_runs(asked: argparse.Namespace, plan: Plan, traffic: Traffic) -> int:
@@ -629,6 +658,10 @@ def _foresee(asked: argparse.Namespace) -> int:
         from deploy_gates.core.planning import foresee
     from deploy_gates.report import canary
 
+    if asked.config and asked.recorded:
+        raise SettingsError(
+            f"the traffic of {asked.config}, or that of {asked.recorded}?", hint="leave one of them out"
+        )
     plan = _plan(asked)
     baseline = _recorded_baseline(asked) if asked.recorded else _served_baseline(asked)
     if not baseline:
@@ -638,9 +671,8 @@ def _foresee(asked: argparse.Namespace) -> int:
         )
     unit = baseline[0].unit
     span_ms = max(each.start_ms for each in baseline) - min(each.start_ms for each in baseline) + BIN_MS
-    rate_rps = asked.rate or sum(max(each.started, each.finished) for each in baseline) / span_ms * 1000
-    if not math.isfinite(rate_rps) or rate_rps <= 0:
-        raise SettingsError(f"--rate {asked.rate:g}: no canary sees anything without requests")
+    seen_rps = sum(max(each.started, each.finished) for each in baseline) / span_ms * 1000
+    rate_rps = asked.rate or seen_rps
     plan = replace(plan, unit=unit)
     found = foresee(plan, baseline, rate_rps=rate_rps, share=plan.share or SHARE)
     if asked.json:

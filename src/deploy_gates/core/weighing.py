@@ -49,7 +49,9 @@ SUSPICION = math.log(10)
 SPLIT_LIMIT = math.log(1000)
 """At this evidence against the declared share, nothing is promoted: requests get lost or counted twice."""
 AWAITED_LEAST = 5.0
-"""No request where so many were to be expected happens seven times in a thousand."""
+"""No request where so many were to be expected happens seven times in a thousand: traffic is held."""
+AWAITED_SURELY = 14.0
+"""And this once in a million, so that a canary with little traffic may wait for long: it is taken back."""
 LIMIT_BASELINE_PART = 0.2
 """The hard limit is for a candidate that fails by itself: where the baseline fails meanwhile at more than
 this part of its rate, as when a provider is down, the statistics compare the two."""
@@ -95,6 +97,24 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Silence:
+    """Bins in a row without a unit of an arm."""
+
+    bins: int = 0
+    awaited: float = 0.0
+    """So many units were to be expected meanwhile."""
+
+    def longer(self, so_far: int, of_other: int, other_now: int, bins: int) -> Silence:
+        """After one more: the other arm says what was to be expected, and the past, if that is silent too."""
+        shared = other_now * so_far / of_other if other_now and of_other else so_far / max(bins, 1)
+        return Silence(bins=self.bins + 1, awaited=self.awaited + shared)
+
+    def is_telling(self, plan: Plan, so_far: int) -> bool:
+        """Whether it is a surprise: with little traffic, gaps are none. An arm that never had a unit is."""
+        return self.bins >= plan.missing_bins and (self.awaited >= AWAITED_LEAST or not so_far)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
     """Everything that the next look needs."""
 
@@ -109,11 +129,10 @@ class Sums:
     """The same of the baseline, in the same bins."""
     known: Mapping[str, Known] = field(default_factory=dict)
     """Of latency and cost, what should be known of each request that ended well."""
-    silent: int = 0
-    silent_baseline: int = 0
-    """Bins in a row without a unit."""
-    awaited: float = 0.0
-    """So many units of the candidate were to be expected meanwhile, as the traffic was shared before."""
+    bins: int = 0
+    """Since the candidate's first unit."""
+    silent: Silence = Silence()
+    silent_baseline: Silence = Silence()
 
 
 def sums_of(decision: Decision) -> Sums:
@@ -288,9 +307,15 @@ def _bin(
             first, first_errors = first + candidate.n, first_errors + candidate.errors
             if started_ms is not None:
                 meanwhile, meanwhile_errors = meanwhile + baseline.n, meanwhile_errors + baseline.errors
-    in_baseline = sum(each.baseline.n for each in strata)
-    is_there = any(each.candidate.has_traffic for each in strata) or started_ms is None
-    is_baseline_there = any(each.baseline.has_traffic for each in strata) or started_ms is None
+    baselines, candidates = [each.baseline for each in strata], [each.candidate for each in strata]
+    now, now_baseline = sum(each.n for each in candidates), sum(each.n for each in baselines)
+    has_begun = started_ms is not None
+    bins = sums.bins + has_begun
+    silent, silent_baseline = Silence(), Silence()
+    if has_begun and not any(each.has_traffic for each in candidates):
+        silent = sums.silent.longer(arms.candidate, arms.baseline, now_baseline, bins)
+    if has_begun and not any(each.has_traffic for each in baselines):
+        silent_baseline = sums.silent_baseline.longer(arms.baseline, arms.candidate, now, bins)
     return replace(
         sums,
         metrics=metrics,
@@ -300,9 +325,9 @@ def _bin(
         first_errors=first_errors,
         meanwhile=meanwhile,
         meanwhile_errors=meanwhile_errors,
-        silent=0 if is_there else sums.silent + 1,
-        awaited=0.0 if is_there else sums.awaited + in_baseline * arms.candidate / max(arms.baseline, 1),
-        silent_baseline=0 if is_baseline_there else sums.silent_baseline + 1,
+        bins=bins,
+        silent=silent,
+        silent_baseline=silent_baseline,
     ), arms
 
 
@@ -394,10 +419,12 @@ def _verdict(
     if failed:
         why = f"{failed[0]} is worse at the mark of {plan.mark_s * draft.marks:.0f} s"
         return Action.ROLLBACK, why, failed
-    if _is_silent(plan, sums) and sums.silent * BIN_MS >= plan.missing_limit_s * 1000:
+    is_long = sums.silent.bins * BIN_MS >= plan.missing_limit_s * 1000
+    is_silent = sums.silent.is_telling(plan, draft.arms.candidate)
+    is_baseline_silent = sums.silent_baseline.is_telling(plan, draft.arms.baseline)
+    if is_silent and is_long and sums.silent.awaited >= AWAITED_SURELY:
         return Action.ROLLBACK, f"{draft.missing[0]}: nothing can be judged", ("missing",)
-    is_silent = _is_silent(plan, sums) or sums.silent_baseline >= plan.missing_bins
-    if is_silent or draft.log_e_split >= SPLIT_LIMIT:
+    if is_silent or is_baseline_silent or draft.log_e_split >= SPLIT_LIMIT:
         return Action.HOLD, f"{draft.missing[0]}: traffic stays as it is", ()
     unproved = _unproved(draft, harm)
     if not unproved and not draft.missing:
@@ -512,17 +539,12 @@ def _log_split(plan: Plan, sums: Sums) -> float:
     return total
 
 
-def _is_silent(plan: Plan, sums: Sums) -> bool:
-    """Whether the candidate gets no traffic although it should: with little traffic, gaps are no surprise."""
-    return sums.silent >= plan.missing_bins and (sums.awaited >= AWAITED_LEAST or sums.silent_baseline > 0)
-
-
 def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str, ...]:
     found = []
-    if _is_silent(plan, sums):
-        found.append(f"the candidate got no request for {sums.silent * BIN_MS // 1000} s")
-    if sums.silent_baseline >= plan.missing_bins:
-        found.append(f"the baseline got no request for {sums.silent_baseline * BIN_MS // 1000} s")
+    if sums.silent.is_telling(plan, arms.candidate):
+        found.append(f"the candidate got no request for {sums.silent.bins * BIN_MS // 1000} s")
+    if sums.silent_baseline.is_telling(plan, arms.baseline):
+        found.append(f"the baseline got no request for {sums.silent_baseline.bins * BIN_MS // 1000} s")
     if _log_split(plan, sums) >= SPLIT_LIMIT:
         found.append("the arms do not share the traffic as declared: requests are lost or counted twice")
     if arms.dropped > DROPPED_MAX * max(arms.candidate, 1):
@@ -531,7 +553,7 @@ def _missing(plan: Plan, sums: Sums, arms: Arms, elapsed_s: float) -> tuple[str,
         each = sums.metrics[metric.name]
         due_s = (plan.warm_up_s if metric.warm_up else 0.0) + plan.missing_bins * BIN_MS / 1000
         if not each.seen and elapsed_s > due_s:
-            found.append(f"there is no {metric.name} of both arms to compare")
+            found.append(f"nothing is known of {metric.name} in both arms")
         elif (known := sums.known.get(metric.name)) is not None and known.is_lopsided:
             of = f"{known.candidate:,} of {known.candidate_due:,} good {plan.unit}s of the candidate"
             found.append(f"{metric.name} is known of {of} only")
