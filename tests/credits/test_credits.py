@@ -156,6 +156,35 @@ def test_what_makes_no_sense_is_not_asked(purse: Credits, fields: dict[str, obje
         purse.reserve(**({"organisation": "acme", "id": "call-1", "amount": 1} | fields))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"organisation": None}, "`organisation` is no text"),
+        ({"id": 5}, "`id` is no text"),
+        ({"model": None}, "`model` is no text"),
+        ({"note": b"why"}, "`note` is no text"),
+        ({"amount": 1.5}, "`amount` is no whole number"),
+        ({"amount": "5"}, "`amount` is no whole number"),
+        ({"usage": {}}, "`usage` is no Usage"),
+        ({"usage": Usage(input_tokens=1.5, output_tokens=0)}, "`input_tokens` of the usage is no whole"),  # type: ignore[arg-type]
+        ({"usage": Usage(input_tokens=0, output_tokens="5")}, "`output_tokens` of the usage is no whole"),  # type: ignore[arg-type]
+        ({"usage": Usage(input_tokens=-1, output_tokens=0)}, "one transaction is of 0 to"),
+    ],
+)
+def test_what_is_of_another_type_is_told_in_a_sentence(
+    purse: Credits, fields: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        purse.consume(**({"organisation": "acme", "id": "call-1", "amount": 1} | fields))  # type: ignore[arg-type]
+
+
+def test_a_reservation_is_named_by_a_text(purse: Credits) -> None:
+    with pytest.raises(ValueError, match="`reservation` is no text"):
+        purse.post("acme", None, id="post-1", amount=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`reservation` is no text"):
+        purse.void("acme", 5)  # type: ignore[arg-type]
+
+
 # --- Batches ------------------------------------------------------------------------------------
 
 

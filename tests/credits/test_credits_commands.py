@@ -126,11 +126,15 @@ def test_what_cannot_be_done_is_said_in_a_sentence_and_by_the_status(run: Comman
     refused = run("grant", "acme", "-1")
     no_number = run("grant", "acme", "lots")
     too_fine = run("grant", "acme", "0.0000001")
+    no_name = run("org", "add", "ac me/..")
     other_terms = run("org", "add", "acme", "--multiplier", "2")
     away = run("balance", "--store", f"sqlite:///{tmp_path}/none.db")
 
-    statuses = [each.returncode for each in (unknown, refused, no_number, too_fine, other_terms, away)]
-    assert statuses == [1, 1, 2, 2, 1, 3]
+    statuses = [
+        each.returncode for each in (unknown, refused, no_number, too_fine, no_name, other_terms, away)
+    ]
+    assert statuses == [1, 1, 2, 2, 2, 1, 3]
+    assert "an organisation is named by 1 to 200 characters, without /" in no_name.stderr
     assert "there is no organisation nobody" in unknown.stderr
     assert "acme has 0 credits available and 0 reserved, and this takes 1" in refused.stdout
     assert "'lots' is no amount of credits" in no_number.stderr

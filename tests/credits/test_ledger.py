@@ -419,6 +419,23 @@ def test_new_terms_are_written_down_and_keep_what_was_used(ledger: Ledger) -> No
     assert faults(ledger) == ()
 
 
+def test_terms_that_are_the_same_are_written_down_once(ledger: Ledger) -> None:
+    an_organisation(ledger, allowances=limits(requests_per_day=5, tokens_per_day=9))
+    done(ledger, asked(Kind.CONSUME, 1))
+    before = ledger.organisation("acme")
+    assert before is not None
+
+    same = ledger.change("acme", lambda terms: replace(terms, allowances=terms.allowances[::-1]), actor="ada")
+
+    assert (same.seq, ledger.organisation("acme")) == (before.seq, before)
+
+
+@pytest.mark.parametrize("id", ["", "team/a", ".", "..", "a\0b", "a\nb", "\ud800", "x" * 201, None])
+def test_an_id_that_no_address_can_carry_is_refused(ledger: Ledger, id: str) -> None:
+    with pytest.raises(ValueError, match="an organisation is named by 1 to 200 characters, without /"):
+        ledger.add(id, "", Terms(), "ada")
+
+
 def test_a_limit_below_the_balance_is_refused(ledger: Ledger) -> None:
     an_organisation(ledger, 0, lowest=-100)
     done(ledger, asked(Kind.CONSUME, 60))

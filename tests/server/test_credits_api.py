@@ -76,6 +76,9 @@ def test_each_refusal_has_its_status_and_says_when_to_come_back(server: Server) 
         {"id": 1},
         {"usage": {"input_tokens": -1}},
         {"usage": {"tokens": 1}},
+        {"hold_s": -5},
+        {"organisation": "team/a"},
+        {"organisation": ".."},
         {"amount": None},
         {"hold_s": "long"},
         {"price": {"input_usd": "cheap"}},
@@ -88,6 +91,60 @@ def test_what_cannot_be_read_is_told(server: Server, fields: dict[str, object]) 
     sent = {"organisation": "acme", "id": "call-1", "kind": "consume", "amount": 1} | fields
 
     assert server.ask("POST", TRANSACTIONS, sent).status == 400
+
+
+def test_what_nobody_would_read_is_refused_by_name(server: Server) -> None:
+    misspelt = ask(server, "reserve", amount=1, expires_s=-5)
+    usage = ask(server, "consume", model="gpt-4.1-mini", usage={"tokens": 1})
+    terms = server.ask("PUT", "/v1/credits/organisations/acme/terms", {"limit": []})
+    added = server.ask("POST", "/v1/credits/organisations", {"organisation": "b", "multiplier": 2})
+
+    assert [each.status for each in (misspelt, usage, terms, added)] == [400] * 4
+    assert misspelt.json["error"] == "the body has `expires_s`, which is not known here"
+    assert "hold_s" in misspelt.json["hint"]
+    assert usage.json["error"].startswith("`usage` has no tokens: it has input_tokens, ")
+    assert terms.json["hint"] == "known are limits, lowest, multiplier_ppm, note"
+    assert "`multiplier`" in added.json["error"]
+
+
+def test_an_organisation_has_a_name_that_an_address_can_carry(server: Server) -> None:
+    refused = [
+        server.ask("POST", "/v1/credits/organisations", {"organisation": each})
+        for each in ("team/a", ".", "..", "", "a\nb", "x" * 201)
+    ]
+    fine = server.ask("POST", "/v1/credits/organisations", {"organisation": "Größe & Co. KG"})
+
+    assert [each.status for each in refused] == [400] * 6
+    assert "an organisation is named by 1 to 200 characters, without /" in refused[0].json["error"]
+    assert fine.status == 200
+
+
+def test_terms_that_change_nothing_are_written_down_once(server: Server) -> None:
+    terms = {"limits": [{"rate": "requests_per_day", "most": 5}]}
+
+    entries = [
+        server.ask("PUT", "/v1/credits/organisations/acme/terms", each).json["entries"]
+        for each in ({}, terms, terms, {"multiplier_ppm": 1_000_000}, {"multiplier_ppm": 2_000_000})
+    ]
+
+    assert entries == [2, 3, 3, 3, 4]
+
+
+def test_who_asks_for_a_model_without_a_price_hears_the_true_balance(server: Server) -> None:
+    unpriced = ask(server, "consume", model="nobody-knows-me", usage=USAGE)
+    nobody = ask(server, "consume", organisation="nobody", model="nobody-knows-me", usage=USAGE)
+
+    assert (unpriced.status, unpriced.json["balance"]["available"]) == (422, 1_000_000)
+    assert nobody.status == 404
+
+
+def test_a_token_that_may_only_read_hears_what_it_lacks(server: Server, store: Store) -> None:
+    refused = ask(server, "consume", amount=1, token=a_token(store, Scope.READ))
+
+    assert (refused.status, refused.json["error"]) == (
+        403,
+        "this token is for neither `spend` nor `grant`",
+    )
 
 
 def test_limits_that_are_none_are_told(server: Server) -> None:

@@ -152,11 +152,14 @@ def _ledger(asked: argparse.Namespace, *, makes: bool = False) -> Iterator[Ledge
 
 
 def _add(asked: argparse.Namespace) -> int:
-    from deploy_gates.core.ledger import Terms
+    from deploy_gates.core.ledger import Terms, checked_name
 
     terms = _terms(asked, Terms())
+    try:
+        checked_name(asked.organisation)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     with _ledger(asked, makes=True) as ledger:
-        _checked_id(asked.organisation)
         made = ledger.add(asked.organisation, asked.name, terms, asked.by or actor())
     return _show(asked, made)
 
@@ -340,13 +343,6 @@ def _found(ledger: Ledger, id: str) -> Organisation:
     if found is None:
         raise Refused(Refusal.UNKNOWN, f"there is no organisation {id}", hint="deploy-gates credits org list")
     return found
-
-
-def _checked_id(id: str) -> None:
-    from deploy_gates.core.ledger import ID_MAX_CHARS, is_text
-
-    if not 1 <= len(id) <= ID_MAX_CHARS or not is_text(id):
-        raise SettingsError(f"an organisation is named by 1 to {ID_MAX_CHARS} characters")
 
 
 def _show(asked: argparse.Namespace, found: Organisation) -> int:

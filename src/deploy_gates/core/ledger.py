@@ -263,6 +263,10 @@ class Organisation:
         return self.balance.available - self.terms.lowest + self.balance.uncovered
 
 
+_TYPES = ({str}, {int})
+"""Of what a transaction is made: texts, and counts."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transaction:
     """What somebody wants done, under an id of their own: asked for twice, it is done once."""
@@ -284,9 +288,41 @@ class Transaction:
     note: str = ""
 
     def __post_init__(self) -> None:
-        fault = next(self._faults(), "")
+        fault = self._fault_of_types() or next(self._faults(), "")
         if fault:
             raise ValueError(fault)
+
+    def _fault_of_types(self) -> str:
+        """Callers without a type checker hear it here, and not in the middle of a batch."""
+        usage, texts = self.usage, (self.id, self.organisation, self.reservation, self.model, self.actor)
+        if not isinstance(usage, Usage):
+            return "`usage` is no Usage"
+        counts = (
+            self.amount,
+            usage.input_tokens,
+            usage.output_tokens,
+            usage.cached_input_tokens,
+            usage.reasoning_tokens,
+        )
+        kinds = {*map(type, texts), type(self.note)}, set(map(type, counts))
+        if kinds == _TYPES and type(self.kind) is Kind and type(self.hold_s) in (float, int):
+            return ""
+        return self._told_types()
+
+    def _told_types(self) -> str:
+        for name in ("id", "organisation", "reservation", "model", "actor", "note"):
+            if not isinstance(getattr(self, name), str):
+                return f"`{name}` is no text"
+        if not isinstance(self.kind, Kind):
+            return "`kind` is no Kind"
+        if type(self.amount) is not int:
+            return "`amount` is no whole number of micro-credits"
+        if type(self.hold_s) not in (float, int):
+            return "`hold_s` is no number of seconds"
+        for name in ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens"):
+            if type(getattr(self.usage, name)) is not int:
+                return f"`{name}` of the usage is no whole number"
+        return ""
 
     def _faults(self) -> Iterator[str]:
         for name, value, at_least in (
@@ -328,7 +364,7 @@ class Transaction:
         if usage.cached_input_tokens > usage.input_tokens or usage.reasoning_tokens > usage.output_tokens:
             yield "cached tokens are part of the input, and reasoning tokens of the output"
         if not 0 <= self.hold_s <= HOLD_MAX.total_seconds():
-            yield f"a reservation holds for at most {HOLD_MAX.days} days"
+            yield f"a reservation holds from 0 seconds to {HOLD_MAX.days} days"
 
     @property
     def tokens(self) -> int:
@@ -449,6 +485,19 @@ def spelled(previous: str, numbers: Iterable[int], texts: Iterable[str]) -> byte
     """What is hashed: the numbers with commas, each text with its length in bytes before it."""
     head = ",".join((previous, *map(str, numbers)))
     return head.encode() + b"".join(b"%d:%b" % (len(each), each) for each in (t.encode() for t in texts))
+
+
+def checked_name(id: str) -> str:
+    """The id of an organisation to be, which any address can carry. `ValueError`."""
+    if not isinstance(id, str) or id in (".", "..") or not _NAME.fullmatch(id):
+        raise ValueError(
+            f"an organisation is named by 1 to {ID_MAX_CHARS} characters, without / or control characters, "
+            "and not by . or .."
+        )
+    return id
+
+
+_NAME = re.compile(rf"[^\x00-\x1f/\ud800-\udfff]{{1,{ID_MAX_CHARS}}}")
 
 
 def is_text(value: str) -> bool:

@@ -111,9 +111,9 @@ def usage_of(value: Json) -> Usage:
     """Tokens that are written so. `ValueError` for anything else."""
     if not isinstance(value, dict):
         raise ValueError("`usage` is no object")
-    unknown = set(value) - set(usage_json(Usage(input_tokens=0, output_tokens=0)))
-    if unknown:
-        raise ValueError(f"`usage` has no {', '.join(sorted(unknown))[:100]}")
+    known = usage_json(Usage(input_tokens=0, output_tokens=0))
+    if unknown := sorted(set(value) - set(known)):
+        raise ValueError(f"`usage` has no {', '.join(unknown)[:100]}: it has {', '.join(known)}")
     return Usage(
         input_tokens=_whole(value, "input_tokens"),
         output_tokens=_whole(value, "output_tokens"),

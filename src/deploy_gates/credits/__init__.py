@@ -219,12 +219,21 @@ class Credits:
         """The same at its price, which is kept; the refusal where nobody knows one. May ask the store."""
         price = price or self._price_of(asked.model)
         if price is None:
-            return Answer(transaction=asked.id, organisation=asked.organisation, no=No.UNPRICED)
+            return self._unpriced(asked)
         digest = self._kept.get(price)
         if digest is None:
             with self._keeping:
                 digest = self._kept[price] = self.ledger.put_price(price)
         return replace(asked, amount=microcredits(price.cost_nanousd(asked.usage)), price=digest)
+
+    def _unpriced(self, asked: Transaction) -> Answer:
+        found = self.ledger.organisation(asked.organisation)
+        return Answer(
+            transaction=asked.id,
+            organisation=asked.organisation,
+            no=No.UNPRICED if found else No.UNKNOWN,
+            balance=found.balance if found else Balance(),
+        )
 
     def is_known(self, asked: Transaction, price: Price | None) -> bool:
         """Whether `priced` would ask nobody."""
@@ -310,6 +319,6 @@ class AsyncCredits:
 
 def closing_id(reservation: str, kind: Kind) -> str:
     """The id of what closes a reservation, unless its caller has another: each closes it once."""
-    if len(reservation) > ID_MAX_CHARS - 8:
+    if isinstance(reservation, str) and len(reservation) > ID_MAX_CHARS - 8:
         reservation = sha256(reservation.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{reservation}:{kind}"

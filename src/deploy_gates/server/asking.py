@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeAlias, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -102,6 +102,15 @@ def member(raw: JsonObject, name: str, kind: type[_T], default: _T | None = None
         return value
     words = {str: "text", int: "whole number", dict: "object", list: "list", bool: "boolean"}
     raise refuse(f"`{name}` is missing" if name not in raw else f"`{name}` is no {words[kind]}")
+
+
+def only(raw: JsonObject, known: Iterable[str]) -> JsonObject:
+    """The same; an answer is raised for members that nobody would read."""
+    known = sorted(known)
+    if unknown := sorted(set(raw) - set(known)):
+        told = ", ".join(f"`{each[:40]}`" for each in unknown[:5])
+        raise refuse(f"the body has {told}, which is not known here", hint=f"known are {', '.join(known)}")
+    return raw
 
 
 def text(raw: JsonObject, name: str, *, default: str | None = None, most: int = 2_000) -> str:

@@ -30,11 +30,12 @@ from deploy_gates.core.ledger import (
     No,
     Terms,
     Transaction,
+    checked_name,
     moment_ms,
 )
 from deploy_gates.core.promotion import Scope
 from deploy_gates.credits import AsyncCredits
-from deploy_gates.server.asking import allowed, answer, document, in_thread, member, refuse, text, whole
+from deploy_gates.server.asking import allowed, answer, document, in_thread, member, only, refuse, text, whole
 from deploy_gates.server.names import name, number
 
 if TYPE_CHECKING:
@@ -55,6 +56,19 @@ STATUS: dict[No, int] = {
 }
 ASKED = {each.value: each for each in (*SPENDING, Kind.VOID, Kind.GRANT, Kind.CORRECT)}
 """The kinds of transactions that somebody may ask for."""
+MEMBERS = (
+    "organisation",
+    "id",
+    "kind",
+    "amount",
+    "usage",
+    "price",
+    "model",
+    "reservation",
+    "hold_s",
+    "note",
+)
+TERMS = ("lowest", "multiplier_ppm", "limits")
 
 
 def routes(service: Service) -> list[Route]:
@@ -78,7 +92,7 @@ class _Credits:
         self._asking = AsyncCredits(service.credits)
 
     async def transact(self, request: Request) -> Response:
-        raw = await _within(request, Scope.SPEND, Scope.GRANT)
+        raw = only(await _within(request, Scope.SPEND, Scope.GRANT), MEMBERS)
         kind = ASKED.get(text(raw, "kind", most=20))
         if kind is None:
             raise refuse(f"`kind` is one of {', '.join(sorted(ASKED))}")
@@ -90,16 +104,18 @@ class _Credits:
         await allowed(request, Scope.READ)
         after = request.query_params.get("after", "")
         limit = number(request, "limit", 100, ENTRIES_MAX)
-        found = await in_thread(self._ledger.organisations, name(after, "`after`") if after else "", limit)
+        found = await in_thread(
+            self._ledger.organisations, name(after, "`after`", 400) if after else "", limit
+        )
         now_ms = moment_ms(clock.now())
         return answer({"organisations": [receipts.organisation_json(each, now_ms) for each in found]})
 
     async def add(self, request: Request) -> Response:
         token = await allowed(request, Scope.GRANT)
-        raw = await document(request)
+        raw = only(await document(request), (*TERMS, "organisation", "name"))
         made = await in_thread(
             self._ledger.add,
-            name(text(raw, "organisation"), "`organisation`"),
+            _named(raw),
             text(raw, "name", default="", most=ID_MAX_CHARS),
             _terms(raw, Terms()),
             token.name if token else "",
@@ -115,7 +131,7 @@ class _Credits:
 
     async def change(self, request: Request) -> Response:
         token = await allowed(request, Scope.GRANT)
-        raw = await document(request)
+        raw = only(await document(request), (*TERMS, "note"))
         _terms(raw, Terms())  # what is wrong in itself is said before the store is asked
         changed = await in_thread(
             self._ledger.change,
@@ -151,15 +167,18 @@ class _Credits:
 
 async def _within(request: Request, *scopes: Scope) -> JsonObject:
     """The body of somebody who may do one of these; strangers are turned away before they are read."""
-    for each in scopes[:-1]:
+    for each in scopes:
         try:
             await allowed(request, each)
-            return await document(request)
         except HTTPException as error:
             if error.status_code != 403:
                 raise
-    await allowed(request, scopes[-1])
-    return await document(request)
+        else:
+            return await document(request)
+    told = " nor ".join(f"`{each}`" for each in scopes)
+    raise refuse(
+        f"this token is for neither {told}", 403, hint=f"deploy-gates token create NAME --scope {scopes[0]}"
+    )
 
 
 def _asked(raw: JsonObject, kind: Kind, actor: str) -> tuple[Transaction, Price | None, bool]:
@@ -175,7 +194,7 @@ def _asked(raw: JsonObject, kind: Kind, actor: str) -> tuple[Transaction, Price 
     try:
         price = None if raw.get("price") is None else _price(raw["price"])
         transaction = Transaction(
-            organisation=name(text(raw, "organisation"), "`organisation`"),
+            organisation=_named(raw),
             id=text(raw, "id", most=ID_MAX_CHARS),
             kind=kind,
             amount=0 if amount is None else _signed(raw, "amount", AMOUNT_MAX),
@@ -236,6 +255,14 @@ def _signed(raw: JsonObject, key: str, most: int) -> int:
     if abs(value) > most:
         raise refuse(f"`{key}` is not from -{most:,} to {most:,}")
     return value
+
+
+def _named(raw: JsonObject) -> str:
+    """The organisation that a body names."""
+    try:
+        return checked_name(text(raw, "organisation"))
+    except ValueError as wrong:
+        raise refuse(f"`organisation`: {wrong}") from wrong
 
 
 def _organisation(request: Request) -> str:

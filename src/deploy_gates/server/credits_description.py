@@ -10,6 +10,7 @@ from deploy_gates.core.ledger import AMOUNT_MAX, HOLD_MAX, MULTIPLIER_MAX_PPM, R
 
 _TEXT: JsonObject = {"type": "string"}
 _NAME: JsonObject = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\x00-\x1f/]+$"}
+_NEW: JsonObject = {**_NAME, "not": {"enum": [".", ".."]}}
 _ID: JsonObject = {"type": "string", "minLength": 1, "maxLength": 200}
 _INTEGER: JsonObject = {"type": "integer"}
 _TOKENS: JsonObject = {"type": "integer", "minimum": 0, "maximum": TOKENS_MAX}
@@ -36,7 +37,7 @@ def paths(operation: Callable[..., JsonObject], parameter: Callable[..., JsonObj
                 "addOrganisation",
                 "Add an organisation, without credits.",
                 found,
-                body=_object({"organisation": _NAME, "name": _text(200), **_terms()}, ["organisation"]),
+                body=_strict({"organisation": _NEW, "name": _text(200), **_terms()}, ["organisation"]),
                 others={"409": "It is there already, on other terms."},
             ),
         },
@@ -47,7 +48,7 @@ def paths(operation: Callable[..., JsonObject], parameter: Callable[..., JsonObj
                 "Other limits, another multiplier: written down in the ledger.",
                 found,
                 parameters=[organisation],
-                body=_object({**_terms(), "note": _text(1_000)}, []),
+                body=_strict({**_terms(), "note": _text(1_000)}, []),
                 others={"409": "The balance is below that limit already."},
             )
         },
@@ -84,7 +85,7 @@ def paths(operation: Callable[..., JsonObject], parameter: Callable[..., JsonObj
 def _transact(operation: Callable[..., JsonObject]) -> JsonObject:
     nothing: JsonObject = {"type": "null"}
     body: dict[str, Any] = {
-        "organisation": _NAME,
+        "organisation": _NEW,
         "id": _ID,
         "kind": {"type": "string", "enum": ["consume", "correct", "grant", "post", "reserve", "void"]},
         "amount": {"type": ["integer", "null"], "minimum": -AMOUNT_MAX, "maximum": AMOUNT_MAX},
@@ -100,7 +101,7 @@ def _transact(operation: Callable[..., JsonObject]) -> JsonObject:
         "Balance, rate limits, price, deduction and audit, in one transaction. "
         "With the same id it is made once, and answered as it was.",
         {"$ref": "#/components/schemas/CreditAnswer"},
-        body=_object(body, ["organisation", "id", "kind"]),
+        body=_strict(body, ["organisation", "id", "kind"]),
         others={
             "402": "There is not enough left.",
             "409": "The id is another transaction's, or the reservation was closed.",
@@ -112,8 +113,7 @@ def _transact(operation: Callable[..., JsonObject]) -> JsonObject:
 
 def schemas() -> JsonObject:
     """What is answered."""
-    usage = _object(dict.fromkeys(_USAGE, _TOKENS), [])
-    usage["additionalProperties"] = False
+    usage = _strict(dict.fromkeys(_USAGE, _TOKENS), [])
     balance = _object(dict.fromkeys(_ACCOUNTS, _INTEGER))
     limit = _object({"model": _TEXT, "rate": _rate(), "most": _INTEGER, "left": _INTEGER})
     transfer = _object({"debit": _TEXT, "credit": _TEXT, "amount": _INTEGER})
@@ -173,8 +173,7 @@ def schemas() -> JsonObject:
 
 def _terms() -> dict[str, Json]:
     most: JsonObject = {"type": "integer", "minimum": 1, "maximum": RATE_MAX}
-    limit = _object({"model": _text(200), "rate": _rate(), "most": most}, ["rate", "most"])
-    limit["additionalProperties"] = False
+    limit = _strict({"model": _text(200), "rate": _rate(), "most": most}, ["rate", "most"])
     return {
         "lowest": {"type": ["integer", "null"], "minimum": -AMOUNT_MAX, "maximum": 0},
         "multiplier_ppm": {"type": ["integer", "null"], "minimum": 0, "maximum": MULTIPLIER_MAX_PPM},
@@ -192,6 +191,11 @@ def _object(properties: dict[str, Any], required: list[str] | None = None) -> Js
         "properties": properties,
         "required": list(properties) if required is None else list(required),
     }
+
+
+def _strict(properties: dict[str, Any], required: list[str]) -> JsonObject:
+    """What is sent: a member that nobody reads is a mistake."""
+    return {**_object(properties, required), "additionalProperties": False}
 
 
 def _text(most: int) -> JsonObject:

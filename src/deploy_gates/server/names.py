@@ -11,10 +11,10 @@ from deploy_gates.server.asking import refuse
 _NAME = re.compile(r"[^\x00-\x1f/\ud800-\udfff]{1,200}")
 
 
-def name(given: str, what: str) -> str:
+def name(given: str, what: str, status: int = 404) -> str:
     """A name of something; an answer is raised for what cannot be one."""
     if not _NAME.fullmatch(given):
-        raise refuse(f"{what} is no name of 1 to 200 characters", 404)
+        raise refuse(f"{what} is no name of 1 to 200 characters", status)
     return given
 
 

@@ -22,12 +22,18 @@ class Ledger(Protocol):
     """Without a password."""
 
     def add(self, id: str, name: str, terms: Terms, actor: str) -> Organisation:
-        """A new organisation, or the one there is if it has this name and these terms; `Refused` if not."""
+        """A new organisation, or the one there is if it has this name and these terms; `Refused` if not.
+
+        `ValueError` for an id that no address can carry.
+        """
 
     def change(
         self, id: str, change: Callable[[Terms], Terms], *, actor: str, note: str = ""
     ) -> Organisation:
-        """Other terms from here on, written down in its ledger. `Refused` where it is unknown or too low."""
+        """Other terms from here on, written down in its ledger; the same terms are written down once.
+
+        `Refused` where it is unknown or too low.
+        """
 
     def organisation(self, id: str) -> Organisation | None:
         """How it stands; what has expired is freed before."""

@@ -20,6 +20,7 @@ from deploy_gates.core.ledger import (
     Reservation,
     Terms,
     Transaction,
+    checked_name,
     on_terms,
 )
 from deploy_gates.store.connections import Connection
@@ -30,6 +31,7 @@ from deploy_gates.store.ledger_rows import (
     as_added,
     checked_terms,
     entry_of,
+    is_same,
     of_entry,
     organisation_of,
     price_of,
@@ -50,6 +52,8 @@ class PostgresLedger:
     # --- Organisations --------------------------------------------------------------------------
 
     def add(self, id: str, name: str, terms: Terms, actor: str) -> Organisation:
+        checked_name(id)
+
         def put(connection: Connection) -> Organisation:
             added = connection.execute(
                 "INSERT INTO organisation (id, name, lowest, multiplier_ppm) "
@@ -74,6 +78,8 @@ class PostgresLedger:
             found = _organisation(connection, id)
             terms = checked_terms(id, found, change)
             assert found is not None, "who is unknown was refused"
+            if is_same(found.terms, terms):
+                return found
             return _on_terms(connection, found, terms, actor=actor, note=note)
 
         return self._store.write_all(put)

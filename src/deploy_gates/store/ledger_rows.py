@@ -38,16 +38,22 @@ class Audited:
 
 def as_added(found: Organisation, name: str, terms: Terms) -> Organisation:
     """The organisation that is there already. `Refused` where it is another one."""
-    kept = replace(
-        found.terms, allowances=tuple(replace(each, full_at_us=0) for each in found.terms.allowances)
-    )
-    if (found.name, kept) != (name, sorted_terms(terms)):
+    if found.name != name or not is_same(found.terms, terms):
         raise Refused(
             Refusal.STATE,
             f"there is an organisation {found.id} already, on other terms, and nothing was changed",
             hint=f"deploy-gates credits limits {found.id}",
         )
     return found
+
+
+def is_same(terms: Terms, others: Terms) -> bool:
+    """Whether both say the same, however much of their limits is used."""
+    one, other = (
+        replace(each, allowances=tuple(replace(limit, full_at_us=0) for limit in each.allowances))
+        for each in (sorted_terms(terms), sorted_terms(others))
+    )
+    return one == other
 
 
 def sorted_terms(terms: Terms) -> Terms:

@@ -22,6 +22,7 @@ from deploy_gates.core.ledger import (
     Reservation,
     Terms,
     Transaction,
+    checked_name,
     decide,
     expired,
     on_terms,
@@ -34,6 +35,7 @@ from deploy_gates.store.ledger_rows import (
     as_added,
     checked_terms,
     entry_of,
+    is_same,
     of_entry,
     organisation_of,
     price_of,
@@ -58,6 +60,8 @@ class SqliteLedger:
     # --- Organisations --------------------------------------------------------------------------
 
     def add(self, id: str, name: str, terms: Terms, actor: str) -> Organisation:
+        checked_name(id)
+
         def put(connection: sqlite3.Connection) -> Organisation:
             found = _organisation(connection, id)
             if found is not None:
@@ -79,6 +83,8 @@ class SqliteLedger:
             found = _organisation(connection, id)
             terms = checked_terms(id, found, change)
             assert found is not None, "who is unknown was refused"
+            if is_same(found.terms, terms):
+                return found
             return self._on_terms(connection, found, terms, actor=actor, note=note)
 
         return self._store.write_all(put)
