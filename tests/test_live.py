@@ -39,6 +39,10 @@ def right(request: Request) -> Says:
     return Says({"category": named}, usage=(30, 8))
 
 
+COST_NANOUSD = 30 * 100 + 8 * 200
+"""What each such answer costs, at the prices in the settings of the project."""
+
+
 def sometimes(reply: Reply, every: int = 5) -> Script:
     """Well answered, but each so-many-th request gets `reply` at its first attempt."""
     return lambda request: reply if request.number % every == 0 and request.attempt == 1 else right(request)
@@ -267,6 +271,10 @@ def many(project: Project, cases: int = 600) -> None:
     project.git("stash", "pop", "-q")
 
 
+def recorded(project: Project) -> list[str]:
+    return (project.folder / "recordings.jsonl").read_text("utf-8").splitlines(keepends=True)
+
+
 @pytest.mark.parametrize(
     ("candidate", "verdict"),
     [(lambda number: number % 3 == 0, "fail"), (lambda number: False, "pass")],
@@ -293,6 +301,40 @@ def test_asking_stops_as_soon_as_the_verdict_is_certain_and_a_replay_finds_the_s
     assert told[0] == told[1]
     assert server.asked < 300
     assert "not known" not in replayed.stdout.str()
+
+
+def test_a_second_run_asks_nothing_that_the_recordings_decide_and_all_that_is_asked_is_told_as_spent(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many(project)
+    told, asked, spent = [], [], []
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        for _ in range(3):
+            result = run(pytester, "--gate-report=report.json")
+            told.append(next(line for line in screen(result) if "certain after" in line))
+            asked.append(server.asked)
+            spent.append(json.loads((project.root / "report.json").read_text("utf-8"))["spent_nanousd"])
+
+    assert asked == [asked[0]] * 3
+    assert told == [told[0]] * 3
+    assert spent == [len(recorded(project)) * COST_NANOUSD, 0, 0]
+
+
+def test_recordings_that_do_not_decide_are_added_to_and_that_is_told_as_spent(
+    pytester: pytest.Pytester, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many(project)
+    project.record()
+    before = recorded(project)[::2]
+    project.write("golden/triage/recordings.jsonl", "".join(before))
+    with serve(right) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        run(pytester, "--gate-report=report.json")
+
+    spent = json.loads((project.root / "report.json").read_text("utf-8"))["spent_nanousd"]
+    assert 0 < server.asked < 300
+    assert spent == (len(recorded(project)) - len(before)) * COST_NANOUSD
 
 
 def test_without_early_stop_all_are_asked(

@@ -252,9 +252,14 @@ class Answers:
     def _until_certain(self, change: ConfigChange, engine: Engine, asking: Sequence[Check]) -> None:
         """Wait for all outcomes in order; what the cases before it decide is not asked any more.
 
-        Where asking may end early, it runs ahead of the looks by no more than keeps the endpoint busy.
+        Where asking may end early, it runs ahead of the looks by no more than keeps the endpoint busy, and
+        not at all where what is recorded decides.
         """
         looks = frozenset(golden.looks(change, self.context) if self._batch_wait_s is None else ())
+        may_ask = self._records[change.name] is not Record.NONE
+        if looks and may_ask and (enough := self._recorded_enough(change, engine, asking, looks)):
+            engine.spare(asking[enough:])
+            asking, looks = asking[:enough], frozenset()
         ahead = self.settings.in_flight * 3 // 2 if looks else len(asking)
         cases: list[Outcome] = []
         sent = 0
@@ -268,6 +273,22 @@ class Answers:
                 if len(cases) in looks and golden.is_certain(change, cases, self.context):
                     engine.spare(asking[at:])
                     return
+
+    def _recorded_enough(
+        self, change: ConfigChange, engine: Engine, asking: Sequence[Check], looks: frozenset[int]
+    ) -> int:
+        """After how many checks in order recorded answers decide; 0 if they do not."""
+        cases: list[Outcome] = []
+        for at, check in enumerate(asking, start=1):
+            if check.gate is not GateName.GOLDEN or not check.case:
+                continue
+            outcome = engine.replayed(check)
+            if outcome is None:
+                break
+            cases.append(outcome)
+            if len(cases) in looks and golden.is_certain(change, cases, self.context):
+                return at
+        return 0
 
     def asker(self, change: ConfigChange) -> Callable[[JsonObject], Answer]:
         """Asks the candidate of `change` with these inputs."""

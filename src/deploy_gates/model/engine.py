@@ -117,6 +117,8 @@ class Engine:
         self._runs: dict[tuple[str, str], _Run] = {}
         self._waiting: dict[str, list[_Run]] = {}
         """Who waits for a question that is being asked, by its key."""
+        self._owing: dict[str, _Run] = {}
+        """Who pays for a question that is under way though nobody waits for it any more, by its key."""
         self._to_ask: list[Job] = []
         self._settled: queue.SimpleQueue[Settled | None] = queue.SimpleQueue()
         self._totals = Totals()
@@ -164,6 +166,11 @@ class Engine:
                 self._take()
             return run.outcome
 
+    def replayed(self, check: Check) -> Outcome | None:
+        """What the check found, if nobody has to be asked for it; nobody is."""
+        with self._lock:
+            return self._run(check).outcome
+
     def spare(self, checks: Sequence[Check]) -> None:
         """End these as spared; of their questions only those that are under way still get an answer."""
         with self._lock:
@@ -174,6 +181,7 @@ class Engine:
             wanted = {
                 key for key, runs in self._waiting.items() if runs and all(id(run) in spared for run in runs)
             }
+            self._owing |= {key: self._waiting[key][0] for key in wanted}
             self._waiting |= {key: [] for key in wanted}
             for job in [job for job in self._to_ask if job.question.key in wanted]:
                 self._to_ask.remove(job)
@@ -309,6 +317,8 @@ class Engine:
             return
         self._count(settled)
         self._known[settled.question.key] = settled.result
+        if (payer := self._owing.pop(settled.question.key, None)) is not None:
+            payer.pay(settled)
         for at, run in enumerate(self._waiting.pop(settled.question.key, [])):
             run.receive(settled.result, settled, has_paid=at == 0)
             self._advance(run)
@@ -374,17 +384,23 @@ class _Run:
         if asked is not None:
             self._took_s += asked.took_s
         if asked is not None and has_paid:
-            self._asked += isinstance(reply, Answer)
-            self._spent_nanousd += asked.spent_nanousd
+            self.pay(asked)
         if isinstance(reply, Answer):
             self._replayed += reply.recorded
             if reply.asked_at is not None:
                 self._oldest = min(self._oldest or reply.asked_at, reply.asked_at)
 
+    def pay(self, asked: Settled) -> None:
+        """Count what a question cost, be it only now that it is known."""
+        self._asked += isinstance(asked.result, Answer)
+        self._spent_nanousd += asked.spent_nanousd
+        if self.outcome is not None:
+            self.outcome = replace(self.outcome, asked=self._asked, spent_nanousd=self._spent_nanousd)
+
     def spare(self) -> None:
         """Nobody needs it: that it has no answer is no matter any more."""
         if self.outcome is not None and "unanswered" in self.outcome.figures:
-            self.outcome = self._unknown(SPARED.unanswered())
+            self._end(self._unknown(SPARED.unanswered()), time.perf_counter())
 
     def next(self) -> Question | None:
         """Tell the check what was received; its next question, or `None` when it has ended."""
