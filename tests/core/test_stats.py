@@ -385,6 +385,19 @@ def test_of_400_cases_the_changed_ones_decide(better: int, worse: int, conclusio
     assert found.low < found.delta < found.high
 
 
+@pytest.mark.parametrize("names", ["aa", "aaa", "aabb"])
+@pytest.mark.parametrize("change", [(0, 0.2), (0.2, 0), (0.5, 0.8)])
+def test_cases_of_a_cluster_that_change_alike_in_part_have_bounds(
+    names: str, change: tuple[float, float]
+) -> None:
+    given = [Pair(baseline=change[0], candidate=change[1], cluster=name) for name in names]
+
+    found = concluded(given)
+
+    assert -1 <= found.low <= found.delta <= found.high <= 1
+    assert found.conclusion is Conclusion.UNDECIDED
+
+
 def test_one_cluster_alone_says_nothing() -> None:
     found = concluded([replace(pair, cluster="only") for pair in pairs(500, better=20)])
 

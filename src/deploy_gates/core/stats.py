@@ -424,8 +424,9 @@ def _size(pairs: Sequence[Pair], changes: Sequence[float], unseen: float = 1.0) 
     independent = math.fsum(weight**2 * abs(each) for weight, each in weighed) - mean**2 * own_squares
     expected = max(0.0, independent) + unseen * own_squares / len(weights)
     varies = (spread + unseen * squares / len(weights)) / expected if expected else 1.0
-    # At most as much as perfect correlation would make of it.
-    return math.fsum(weights) ** 2 / own_squares / min(varies, squares / own_squares)
+    # At most as much as perfect correlation would make of it; that, where all changed alike: none was seen.
+    alike = squares / own_squares
+    return math.fsum(weights) ** 2 / own_squares / (min(varies, alike) if varies > NEAR else alike)
 
 
 def _by_cluster(
