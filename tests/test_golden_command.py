@@ -160,7 +160,7 @@ def test_imported_cases_are_added_once(project: Project) -> None:
     again = golden("import", "evals.jsonl", "--to", "triage", "--variable", "body", at=project.root)
 
     assert "1 case added to golden/triage/cases.jsonl" in first.stderr
-    assert "left out: 1 cases whose id is there already" in again.stderr
+    assert "left out: 1 case whose id is there already" in again.stderr
     assert expected(project)["lamp"] == "refund"
 
 

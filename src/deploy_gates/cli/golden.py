@@ -379,5 +379,6 @@ def _import(asked: argparse.Namespace) -> int:
         return DONE
     print(f"{counted(len(new), 'case')}{f' added to {target.cases_file}' if target else ''}", file=sys.stderr)
     for what, count in sorted(left_out.items()):
-        print(f"left out: {count:,} {what}", file=sys.stderr)
+        kind, _, rest = what.partition(" ")
+        print(f"left out: {counted(count, kind.removesuffix('s'))} {rest}", file=sys.stderr)
     return DONE
