@@ -162,6 +162,8 @@ def test_ids_are_unique_and_can_be_named(tmp_path: Path) -> None:
         ("t.txt", "", "nobody knows how to read it"),
         ("t.yaml", "tests: 3", "has no list of `tests`"),
         ("t.yaml", "a: [", "is not YAML"),
+        ("t.yaml", "tests: []", "holds no case"),
+        ("t.csv", "a,b,c\n", "holds no case"),
         ("t.jsonl", "[1]\n", "is no sample of an eval"),
         ("t.csv", "a,b\n1\n", "row 1 has not as many columns"),
     ],

@@ -83,6 +83,10 @@ def frozen(*lines: str) -> str:
             "pyproject.toml:7: `tool.deploy_gates.ship.freezes[1].since` 'in ten days' is no time",
         ),
         (
+            frozen('since = "2026-12-20"', 'until = "never"'),
+            "`tool.deploy_gates.ship.freezes[1].until` 'never' is no time: 2026-12-20T00:00:00Z",
+        ),
+        (
             frozen('since = "2026-12-20"', 'until = "2026-12-19"'),
             "pyproject.toml:5: `tool.deploy_gates.ship.freezes[1]` ends before it begins",
         ),

@@ -65,7 +65,9 @@ def _told(value: Json) -> str:
         return f"{len(value.splitlines())} lines" if "\n" in value else f"{len(value.split())} words"
     if isinstance(value, dict):
         return _listed(iter(value))
-    return f"{len(value)} items" if isinstance(value, list) else text
+    if isinstance(value, list):
+        return "1 item" if len(value) == 1 else f"{len(value)} items"
+    return text
 
 
 def _listed(names: Iterator[str]) -> str:

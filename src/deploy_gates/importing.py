@@ -55,6 +55,8 @@ def read(path: Path, variable: str = "input") -> Imported:
         raise WorkspaceError(f"{path} is none of {', '.join(READERS)}: nobody knows how to read it")
     made = Imported()
     reader(text, str(path), made, variable)
+    if not (made.cases or made.left_out):
+        raise WorkspaceError(f"{path} holds no case", hint="name the file that holds the tests themselves")
     return made
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import given as by_hypothesis
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from deploy_gates.core import stats
@@ -314,6 +316,23 @@ def test_neither_order_nor_the_unit_of_the_weights_matters(given: list[Pair]) ->
         assert getattr(second, name) == pytest.approx(getattr(first, name))
 
 
+EXTREME = st.builds(
+    Pair,
+    baseline=st.sampled_from([0.0, 0.2, 1.0]),
+    candidate=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    weight=st.sampled_from([1e-6, 1e-3, 1.0, 7.0, 1e6]),
+    cluster=st.sampled_from(["", "a", "b"]),
+)
+
+
+@by_hypothesis(st.lists(EXTREME, min_size=1, max_size=6))
+def test_whatever_cases_weigh_there_are_bounds(given: list[Pair]) -> None:
+    found = concluded(given)
+
+    assert -1 <= found.low <= found.delta + 1e-9
+    assert found.delta - 1e-9 <= found.high <= 1
+
+
 @pytest.mark.parametrize("n", [10, 50, 400])
 def test_the_bound_moves_with_what_happened_and_never_past_it(n: int) -> None:
     for worse, better in itertools.product(range(0, n // 2, max(2, n // 20)), repeat=2):
@@ -415,6 +434,7 @@ def test_one_cluster_alone_says_nothing() -> None:
         [Pair(baseline=1, candidate=1, weight=0)],
         [Pair(baseline=1, candidate=1, weight=math.nan)],
         [Pair(baseline=1, candidate=1, weight=math.inf)],
+        [Pair(baseline=1, candidate=1, weight=1e-200)],
         [Pair(baseline=1, candidate=0, same_request=True)],
     ],
     ids=str,

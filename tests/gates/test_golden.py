@@ -748,8 +748,8 @@ def test_a_missed_sample_is_never_made_up_for_by_one_that_is_met() -> None:
     assert judge(change, outcomes).verdict is Verdict.FAIL
 
 
-def quarantined(until: str) -> ConfigChange:
-    listed: JsonObject = {"golden": {"quarantine": [{"case": "case-000", "until": until, "reason": "flaky"}]}}
+def quarantined(until: str, case: str = "case-000") -> ConfigChange:
+    listed: JsonObject = {"golden": {"quarantine": [{"case": case, "until": until, "reason": "flaky"}]}}
     candidate = replace(CANDIDATE, document=listed)
     given = cases(300)
     return a_change(a_snapshot(candidate, given), a_snapshot(BASELINE, given))
@@ -764,7 +764,15 @@ def test_a_case_in_quarantine_is_asked_and_does_not_count_until_its_day_is_over(
     assert during.measured[0] == "299 of 299, baseline 299"
     assert during.figures["quarantined"] == {"case-000": {"until": "2026-11-23", "score": 0.0}}
     assert after.measured[0] == "299 of 300, baseline 300"
+    assert "in quarantine, asked and not counted: case-000 (until 2026-11-23)" in during.reasons
     assert "the quarantine of case-000 is over: they count again" in after.reasons
+
+
+def test_a_quarantine_of_no_case_is_told() -> None:
+    result = judged(quarantined("2026-12-31", "case-00"), endpoint())
+
+    assert result.verdict is Verdict.PASS
+    assert result.reasons == ("the quarantine names case-00, which no case is called: it sets nothing apart",)
 
 
 def test_what_must_pass_cannot_hide_in_quarantine() -> None:

@@ -18,6 +18,8 @@ SUMS_MAX = 1024
 """So many different sums are counted one by one when signs are flipped; what is left is nearly normal."""
 NEAR = 1e-9
 """Amounts that differ by no more than this, relatively, are the same amount."""
+WEIGHT_LEAST, WEIGHT_MOST = 1e-6, 1e6
+"""What a case may weigh: squares of such weights are far from where numbers end."""
 
 
 class Conclusion(StrEnum):
@@ -79,7 +81,7 @@ def paired(
     """Whether the candidate loses less than `margin`; each of its errors has at most `1 - confidence`.
 
     `harmful` is the confidence of a finding that it is worse, where that is another one.
-    `ValueError` for no pairs, for scores outside 0..1, and for weights that are not positive.
+    `ValueError` for no pairs, for scores outside 0..1, and for weights outside a millionth to a million.
     """
     _check(pairs, margin, confidence)
     moments = _moments(pairs)
@@ -483,8 +485,8 @@ def _check(pairs: Sequence[Pair], margin: float, confidence: float) -> None:
     for pair in pairs:
         if not (0 <= pair.baseline <= 1 and 0 <= pair.candidate <= 1):
             raise ValueError(f"scores are between 0 and 1: {pair}")
-        if not 0 < pair.weight < math.inf:
-            raise ValueError(f"weights are positive: {pair}")
+        if not WEIGHT_LEAST <= pair.weight <= WEIGHT_MOST:
+            raise ValueError(f"weights are between {WEIGHT_LEAST:g} and {WEIGHT_MOST:g}: {pair}")
         if pair.same_request and pair.baseline != pair.candidate:
             raise ValueError(f"the same request with the same checks has one score: {pair}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def judge(change: ConfigChange, outcomes: Sequence[Outcome], context: Context) -
         *_dataset_findings([each for each in own if not each.case]),
         *_judge_findings(change, own),
         *_must_pass_findings(all_known),
-        *_quarantine_findings(apart),
+        *_quarantine_findings(apart, known=order),
         *_flaky_findings(change, context),
         *_unknown_findings(unknown),
         # The cases that happen to be known are not the sample that was drawn: nothing follows from them.
@@ -459,12 +459,19 @@ def _is_spared(outcome: Outcome) -> bool:
     return outcome.figures.get("unanswered") == Cause.SPARED.value
 
 
-def _quarantine_findings(apart: Quarantine) -> Iterator[_Finding]:
-    if apart.expired:
-        yield _Finding(
-            verdict=Verdict.PASS,
-            reasons=(f"the quarantine of {_named(apart.expired)} is over: they count again",),
-        )
+def _quarantine_findings(apart: Quarantine, *, known: Collection[str]) -> Iterator[_Finding]:
+    strange = [each for each in (*apart.cases, *apart.expired) if each not in known]
+    held = [f"{case} (until {until})" for case, until in apart.cases.items() if case in known]
+    over = [each for each in apart.expired if each in known]
+    told = []
+    if strange:
+        told.append(f"the quarantine names {_named(strange)}, which no case is called: it sets nothing apart")
+    if held:
+        told.append(f"in quarantine, asked and not counted: {_named(held)}")
+    if over:
+        told.append(f"the quarantine of {_named(over)} is over: they count again")
+    if told:
+        yield _Finding(verdict=Verdict.PASS, reasons=tuple(told))
 
 
 def _apart_figures(apart: Quarantine, known: Sequence[_Scored]) -> JsonObject:
