@@ -344,7 +344,8 @@ def test_the_bound_moves_with_what_happened_and_never_past_it(n: int) -> None:
 
 
 def test_a_case_that_outweighs_all_others_is_as_good_as_alone() -> None:
-    found = concluded([replace(MET, weight=1e9), *pairs(500, better=20)])
+    others = [replace(pair, weight=1e-3) for pair in pairs(500, better=20)]
+    found = concluded([replace(MET, weight=1e6), *others])
 
     assert found.effective_n == pytest.approx(1, abs=1e-5)
     assert found.conclusion is Conclusion.UNDECIDED
